@@ -1,0 +1,47 @@
+"""functopt: functional optimizers for PyTorch.
+
+An optimizer is a pair of pure functions over pytrees, and its hyper-parameters are data passed at every step::
+
+    import functopt as fo
+
+    tx = fo.adamw(lr=1e-3)
+    state = tx.init(params)
+    params, state = tx.update(grads, state, params, {"lr": 3e-4})
+"""
+
+from functopt import tree
+from functopt.base import Transform, apply_updates, link, state_class
+from functopt.combine import ScheduledState, chain, combinator, rename, scheduled, sequence
+from functopt.ema import Ema
+from functopt.optimizers import adam, adamw, lamb, larc, nadam, qhadam, radam, ranger, rmsprop, sgd
+from functopt.schedules import (
+    constant_schedule,
+    cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    cosine_schedule,
+    exponential_decay,
+    exponential_schedule,
+    join,
+    join_schedules,
+    linear_schedule,
+    polynomial_schedule,
+    power_schedule,
+    warmup_cosine_decay_schedule,
+)
+from functopt.stateful import StatefulOptimizer
+from functopt.transforms.adaptive import (
+    scale_by_adam,
+    scale_by_nadam,
+    scale_by_qhadam,
+    scale_by_radam,
+    scale_by_rms,
+    scale_momentum_by_rms,
+)
+from functopt.transforms.clipping import clip, clip_by_global_norm
+from functopt.transforms.decay import add_decayed_weights, shrink_weights
+from functopt.transforms.momentum import ema, trace
+from functopt.transforms.scaling import identity, scale, scale_by_lr, set_to_zero
+from functopt.transforms.trust import scale_by_larc, scale_by_trust_ratio
+from functopt.wrappers.lookahead import lookahead
+
+__version__ = "0.1.0"

@@ -1,0 +1,333 @@
+"""Putting transforms together: chain, sequence, rename, scheduled."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, ParamSpec
+
+import optree
+import torch
+from torch import Tensor
+
+from functopt.base import Transform, state_class, with_call
+from functopt.hypers import Hypers, has_schedule, same_value, show
+from functopt.numerics import accumulator_dtype
+from functopt.tree import Tree, is_schedule
+
+__all__ = ["ScheduledState", "chain", "combinator", "merge_hypers", "rename", "scheduled", "sequence"]
+
+P = ParamSpec("P")
+
+
+def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
+    """Turn a function from transforms to a transform into a constructor of values, as :func:`link` does for links.
+
+    What it makes prints, compares and pickles as its call, and has ``with_hypers``: new defaults go to every transform
+    among the arguments that knows the name, and to the argument of that name.
+
+    If a transform among the arguments counts steps (see :func:`scheduled`), the result counts them in its place, once
+    for all; if a default of the result is a schedule, it counts them too.
+    """
+    signature = inspect.signature(definition)
+
+    @functools.wraps(definition)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Transform:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = [tx for tx in optree.tree_leaves(bound.arguments, none_is_leaf=True) if isinstance(tx, Transform)]
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = optree.tree_map(_uncounted, value, none_is_leaf=True)
+        tx = definition(*bound.args, **bound.kwargs)
+        if tx._call is None:
+            if tx._rebind is None:
+                tx.__dict__["_rebind"] = functools.partial(_rebind_arguments, make, bound)
+            with_call(tx, make, *_call_arguments(bound))
+        if any(tx._counts_steps for tx in given) or any(has_schedule(value) for value in tx.hypers.values()):
+            return scheduled(tx)
+        return tx
+
+    return make
+
+
+def _call_arguments(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Split arguments for showing: transforms by position, everything else by name."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs.update(value)
+        elif _holds_transform(value) and not kwargs:
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs
+
+
+def _uncounted(leaf: Any) -> Any:
+    return leaf._call[1][0] if isinstance(leaf, Transform) and leaf._counts_steps and leaf._call else leaf
+
+
+def _rebind_arguments(make: Callable[..., Transform], bound: inspect.BoundArguments, new: dict[str, Any]) -> Transform:
+    def renew(leaf: Any) -> Any:
+        if isinstance(leaf, Transform):
+            return leaf.with_hypers(**{name: value for name, value in new.items() if name in leaf.hypers})
+        return leaf
+
+    fresh = bound.signature.bind(*bound.args, **bound.kwargs)
+    for name, value in fresh.arguments.items():
+        renewed = optree.tree_map(renew, value, none_is_leaf=True)
+        fresh.arguments[name] = new[name] if name in new and not _holds_transform(value) else renewed
+    return make(*fresh.args, **fresh.kwargs)
+
+
+def _holds_transform(value: Any) -> bool:
+    return any(isinstance(leaf, Transform) for leaf in optree.tree_leaves(value, none_is_leaf=True))
+
+
+def merge_hypers(parts: Iterable[Transform], who: str) -> dict[str, Any]:
+    """Merge the defaults of several transforms: those that share a name share the value.
+
+    Raises:
+        ValueError: two have different defaults under one name; the message names both.
+    """
+    merged: dict[str, Any] = {}
+    owner: dict[str, Transform] = {}
+    for part in parts:
+        for name, value in part.hypers.items():
+            if name in merged and not same_value(merged[name], value):
+                raise ValueError(
+                    f"{who}: {owner[name]} and {part} have different defaults for {name!r} ({show(merged[name])} and "
+                    f"{show(value)}), but links that share a name share the value. Give both the same, or keep them "
+                    f"apart: rename({part.name}(...), {name}='{part.name}_{name}')."
+                )
+            merged.setdefault(name, value)
+            owner.setdefault(name, part)
+    return merged
+
+
+def _check_transforms(who: str, parts: tuple[Any, ...]) -> None:
+    for i, part in enumerate(parts):
+        if not isinstance(part, Transform):
+            hint = "; call it to make one" if callable(part) else ""
+            raise TypeError(f"{who}: argument {i + 1} is a {type(part).__name__}, expected a Transform{hint}")
+
+
+def _check_state(who: str, state: Tree, count: int) -> None:
+    if not (type(state) is tuple and len(state) == count):
+        got = f"a tuple of {len(state)}" if type(state) is tuple else type(state).__name__
+        raise ValueError(
+            f"{who}: the state belongs to another optimizer: expected a tuple of {count} states, got {got}. "
+            "Use the state that init of this optimizer returned."
+        )
+
+
+@combinator
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms one after the other: the updates of each are what the next one gets.
+
+    ``chain(a, b)`` computes ``b(a(grads))``, with the same parameters for both. The state is the tuple of the states.
+    Chains inside a chain are flattened, so that ``chain(chain(a, b), c) == chain(a, chain(b, c))``. Links that share a
+    hyper's name share its value.
+
+    Args:
+        *transforms: links, recipes or other chains. Only the last may be one that writes the parameters itself
+            (``lookahead``, ``sequence``).
+
+    Raises:
+        ValueError: two links have different defaults for one name, or a transform stands after one that writes the
+            parameters itself.
+        TypeError: an argument is not a transform.
+
+    >>> chain(clip_by_global_norm(1.0), adamw(lr=1e-3))
+    """
+    _check_transforms("chain", transforms)
+    parts: list[Transform] = []
+    for tx in transforms:
+        parts.extend(tx._call[1] if tx._call and tx._call[0] is chain else (tx,))
+    for part, after in zip(parts, parts[1:], strict=False):
+        if part.writes:
+            raise ValueError(
+                f"chain: {part.name} writes the parameters itself, so nothing can stand after it: put {after.name} "
+                "before it, or inside it."
+            )
+
+    def init(params: Tree) -> tuple[Tree, ...]:
+        return tuple(part._init(params) for part in parts)
+
+    def through(
+        links: list[Transform], updates: Tree, state: Tree, params: Tree, hypers: Hypers, extras: dict[str, Any]
+    ) -> tuple[Tree, list[Tree]]:
+        _check_state("chain", state, len(parts))
+        states = []
+        for part, old in zip(links, state, strict=False):
+            updates, new = part._transform(updates, old, params, hypers, **extras)
+            states.append(new)
+        return updates, states
+
+    def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        updates, states = through(parts, updates, state, params, hypers, extras)
+        return updates, tuple(states)
+
+    def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        updates, states = through(parts[:-1], grads, state, params, hypers, extras)
+        params, last = parts[-1].run(updates, state[-1], params, hypers, **extras)
+        return params, (*states, last)
+
+    tx = Transform(
+        init,
+        transform,
+        write=write if parts and parts[-1].writes else None,
+        hypers=merge_hypers(parts, "chain"),
+        rebind=lambda new: chain(
+            *(p.with_hypers(**{name: value for name, value in new.items() if name in p.hypers}) for p in parts)
+        ),
+        layout_invariant=all(part.layout_invariant for part in parts),
+    )
+    return with_call(tx, chain, tuple(parts), {})
+
+
+@combinator
+def sequence(*optimizers: Transform) -> Transform:
+    """Take the step of each optimizer after the other, with the same gradient, each from where the last one left.
+
+    ``p ← a.update(g, p)``, then ``p ← b.update(g, p)``. This is the list of *steppers* of fastai's first optimizers, and
+    differs from :func:`chain`, in which ``b`` transforms the updates of ``a`` and both see the same parameters. It
+    matters where a rule reads the parameters: in ``sequence(decay, lamb)`` LAMB's norm is that of decayed weights.
+
+    Args:
+        *optimizers: complete optimizers. Those that share a hyper's name share its value.
+
+    Raises:
+        ValueError: two have different defaults for one name.
+        TypeError: an argument is not a transform.
+    """
+    _check_transforms("sequence", optimizers)
+
+    def init(params: Tree) -> tuple[Tree, ...]:
+        return tuple(tx._init(params) for tx in optimizers)
+
+    def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        _check_state("sequence", state, len(optimizers))
+        states = []
+        for tx, old in zip(optimizers, state, strict=True):
+            params, new = tx.run(grads, old, params, hypers, **extras)
+            states.append(new)
+        return params, tuple(states)
+
+    return Transform(
+        init,
+        no_updates("sequence"),
+        write=write,
+        hypers=merge_hypers(optimizers, "sequence"),
+        layout_invariant=all(tx.layout_invariant for tx in optimizers),
+    )
+
+
+def no_updates(who: str) -> Callable[..., tuple[Tree, Tree]]:
+    """Return the ``transform`` of something that writes the parameters itself: it says so."""
+
+    def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        raise TypeError(f"{who} writes the parameters itself and has no updates to return: call update, not transform")
+
+    return transform
+
+
+@combinator
+def rename(tx: Transform, **names: str) -> Transform:
+    """Give hypers other names, so that two links of a chain can have their own values.
+
+    Args:
+        tx: the transform.
+        **names: ``old_name="new_name"``.
+
+    Raises:
+        KeyError: ``tx`` has no hyper of an old name.
+        ValueError: two hypers would have the same name.
+
+    >>> rename(ema(0.9), decay="ema_decay")
+    """
+    _check_transforms("rename", (tx,))
+    tx.check_names(names)
+    outer = {name: names.get(name, name) for name in tx.hypers}
+    if len({*outer.values()}) < len(outer):
+        raise ValueError(f"rename: two hypers of {tx.name} would have one name: {outer}")
+
+    def inner(values: Hypers) -> dict[str, Any]:
+        return {name: values[new] for name, new in outer.items() if new in values}
+
+    def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        return tx._transform(updates, state, params, inner(hypers), **extras)
+
+    def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        return tx.run(grads, state, params, inner(hypers), **extras)
+
+    return Transform(
+        tx._init,
+        transform,
+        write=write if tx.writes else None,
+        hypers={new: tx.hypers[name] for name, new in outer.items()},
+        rebind=lambda new: rename(tx.with_hypers(**inner(new)), **names),
+        layout_invariant=tx.layout_invariant,
+    )
+
+
+@state_class
+class ScheduledState(NamedTuple):
+    """The number of steps taken so far, beside the state of what is scheduled."""
+
+    count: Tensor  # 0-d, int64
+    inner: Tree
+
+
+def scheduled(tx: Transform) -> Transform:
+    """Add a step counter, so that hypers may be schedules; ``chain`` adds it by itself when a default is one.
+
+    At its first step (count 0) the optimizer uses ``schedule(0)``, as in optax. The step is given to schedules as a
+    0-d tensor in the precision of the bookkeeping: float32, or float64 for float64 parameters.
+
+    >>> tx = scheduled(adam())
+    >>> tx.update(grads, state, params, {"lr": cosine_decay_schedule(1e-3, 100)})
+    """
+    _check_transforms("scheduled", (tx,))
+    if tx._counts_steps:
+        return tx
+
+    def init(params: Tree) -> ScheduledState:
+        count = optree.tree_leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
+        return ScheduledState(count, tx._init(params))
+
+    def counted(step: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
+        def run(updates: Tree, state: ScheduledState, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+            if not isinstance(state, ScheduledState):
+                raise ValueError(
+                    f"scheduled: the state belongs to another optimizer: expected ScheduledState, got "
+                    f"{type(state).__name__}. Use the state that init of this optimizer returned."
+                )
+            at = state.count.to(accumulator_dtype(optree.tree_leaves(params)[0].dtype))
+            values = {name: _value_at(value, at) for name, value in hypers.items()}
+            out, inner = step(updates, state.inner, params, values, **extras)
+            return out, ScheduledState(state.count + 1, inner)
+
+        return run
+
+    wrapped = Transform(
+        init,
+        counted(tx._transform),
+        write=counted(tx._write) if tx._write is not None else None,
+        hypers=tx.hypers,
+        rebind=lambda new: scheduled(tx.with_hypers(**new)),
+        layout_invariant=tx.layout_invariant,
+    )
+    wrapped.__dict__["_counts_steps"] = True
+    return with_call(wrapped, scheduled, (tx,), {})
+
+
+def _value_at(value: Tree, step: Tensor) -> Tree:
+    if isinstance(value, (float, int, Tensor)):
+        return value
+    return optree.tree_map(lambda leaf: leaf(step) if is_schedule(leaf) else leaf, value, is_leaf=is_schedule)

@@ -1,0 +1,168 @@
+"""Hyper-parameters as data: which values a hyper may have, how they are compared, and what is said when one is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from functopt import tree
+from functopt.tree import Tree, is_schedule
+
+__all__ = ["RANGES", "Hypers", "check_hyper", "check_number", "has_schedule", "same_value", "show", "unknown_hyper"]
+
+Hypers = Mapping[str, Any]
+
+# The plain numbers that each standard name admits, as (lowest, highest, whether the highest itself is admitted).
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "lr": (0.0, math.inf, False),
+    "momentum": (0.0, math.inf, False),
+    "beta1": (0.0, 1.0, False),
+    "beta2": (0.0, 1.0, False),
+    "decay": (0.0, 1.0, False),
+    "eps": (0.0, math.inf, False),
+    "eps_root": (0.0, math.inf, False),
+    "weight_decay": (0.0, math.inf, False),
+    "momentum_decay": (0.0, math.inf, False),
+    "max_norm": (0.0, math.inf, True),
+    "max_delta": (0.0, math.inf, True),
+    "min_norm": (0.0, math.inf, False),
+    "max_ratio": (0.0, math.inf, True),
+    "trust_coefficient": (0.0, math.inf, False),
+    "sync_period": (1.0, math.inf, False),
+}
+
+
+# What other libraries call them.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "b1": "beta1",
+    "b2": "beta2",
+    "sqr_mom": "beta2",
+    "mom": "momentum",
+    "wd": "weight_decay",
+    "alpha": "decay",
+}
+
+
+def check_number(who: str, name: str, value: float) -> None:
+    """Check a plain number against the range of its name.
+
+    Raises:
+        ValueError: it is NaN or outside the range.
+    """
+    low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
+    if not (low <= value < high or (closed and value == high)):
+        upper = f"{high:g}]" if closed else f"{high:g})"
+        raise ValueError(f"{who}: {name} must be in [{low:g}, {upper}, got {value!r}")
+
+
+def check_hyper(who: str, name: str, value: Any, params: Tree = None, *, schedules: bool = True) -> None:
+    """Check one hyper: numbers in range, 0-d tensors, schedules where a step counter is, a prefix of ``params``.
+
+    Raises:
+        TypeError: a leaf of the hyper is none of those.
+        ValueError: a number is out of range, a tensor has dimensions, or the tree is no prefix of ``params``.
+    """
+    if isinstance(value, (float, int)):
+        return check_number(who, name, value)
+    for leaf in optree.tree_leaves(value, is_leaf=is_schedule):
+        if is_schedule(leaf):
+            if not schedules:
+                raise ValueError(
+                    f"{who}: {name} is a schedule, but this optimizer has no step counter. Wrap it: "
+                    f"scheduled({who}(...)), or give the schedule as a default to chain(...)."
+                )
+        elif isinstance(leaf, Tensor):
+            if leaf.ndim:
+                raise ValueError(
+                    f"{who}: {name} has shape {list(leaf.shape)}, expected a 0-d tensor. To run several values at "
+                    "once, map update over them with torch.func.vmap; for a value per layer, give a tree."
+                )
+        elif isinstance(leaf, (float, int)):
+            check_number(who, name, leaf)
+        else:
+            raise TypeError(
+                f"{who}: {name} is a {type(leaf).__name__}; expected a number, 0-d tensor or schedule{_lambda_hint(leaf)}"
+            )
+    if params is not None and not isinstance(value, Tensor):
+        problem = "" if is_schedule(value) else tree.prefix_problem(_without_schedules(value), params)
+        if problem:
+            raise ValueError(f"{who}: {name} is a tree that is no prefix of params: {problem}")
+    return None
+
+
+def _without_schedules(value: Tree) -> Tree:
+    return optree.tree_map(lambda leaf: 0.0, value, is_leaf=is_schedule)
+
+
+def _lambda_hint(leaf: Any) -> str:
+    return ". A function is no schedule: write it as a NamedTuple with a __call__(step)" if callable(leaf) else ""
+
+
+def unknown_hyper(name: str, known: Iterable[str], who: str) -> str:
+    """Say that a hyper does not exist, which ones do, and which was probably meant."""
+    known = sorted(known)
+    if ELSEWHERE.get(name) in known:
+        return f"{who} has no hyper {name!r}; here it is called {ELSEWHERE[name]!r}. It has {known}."
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{who} has no hyper {name!r}; it has {known}.{meant}"
+
+
+def has_schedule(value: Tree) -> bool:
+    """Tell whether a hyper is a schedule or a tree that holds one."""
+    return any(is_schedule(leaf) for leaf in optree.tree_leaves(value, is_leaf=is_schedule))
+
+
+# Values: compared, hashed and shown
+
+
+def show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return (
+            f"tensor({value.tolist()})"
+            if value.device.type == "cpu" and value.ndim == 0
+            else f"tensor{list(value.shape)}"
+        )
+    if is_schedule(value):
+        return (
+            f"{type(value).__name__}({', '.join(f'{k}={show(v)}' for k, v in zip(value._fields, value, strict=True))})"
+        )
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(show(v) for v in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"
+    if inspect.isfunction(value):
+        return value.__qualname__
+    return repr(value)
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Tell whether two arguments or hypers are equal: trees by structure and leaves, tensors by dtype and entries."""
+    if a is b:
+        return True
+    leaves, spec = optree.tree_flatten(a, none_is_leaf=True)
+    others, other_spec = optree.tree_flatten(b, none_is_leaf=True)
+    return spec == other_spec and all(_same_leaf(x, y) for x, y in zip(leaves, others, strict=True))
+
+
+def _same_leaf(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) or isinstance(y, Tensor):
+        both = isinstance(x, Tensor) and isinstance(y, Tensor)
+        return x is y or (
+            both and x.dtype == y.dtype and x.shape == y.shape and x.device == y.device and torch.equal(x, y)
+        )
+    return type(x) is type(y) and x == y
+
+
+def hashable(value: Any) -> Any:
+    leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
+    return spec, tuple((str(leaf.dtype), leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

@@ -1,0 +1,1 @@
+"""The links that chains are made of, one file per idea."""

@@ -1,0 +1,51 @@
+"""Links that bound the updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from functopt import tree
+from functopt.base import link
+from functopt.numerics import maximum
+
+__all__ = ["clip", "clip_by_global_norm"]
+
+
+@link(layout_invariant=True)
+def clip(max_delta) -> Any:
+    """Clip every entry: ``u ← min(max(u, -max_delta), max_delta)``.
+
+    Args:
+        max_delta: the largest magnitude an entry may have.
+    """
+
+    def transform(updates, state, params, max_delta):
+        return tree.map(lambda u, d: torch.clamp(u, -d, d), updates, max_delta), state
+
+    return transform
+
+
+@link(layout_invariant=True)
+def clip_by_global_norm(max_norm) -> Any:
+    """Shrink all updates together so that their joint 2-norm is at most ``max_norm``.
+
+    ``u ← u·max_norm/‖u‖`` if ``‖u‖ > max_norm``, else ``u`` unchanged, bit for bit; ``‖u‖`` runs over all leaves and is
+    summed in float32 at least. torch's ``clip_grad_norm_`` divides by ``‖u‖ + 1e-6`` instead. Pascanu, Mikolov & Bengio,
+    "On the difficulty of training recurrent neural networks" (2013).
+
+    Args:
+        max_norm: the largest norm.
+    """
+
+    def transform(updates, state, params, max_norm):
+        norm = tree.norm(updates)
+
+        def shrink(u, m):
+            # maximum keeps the branch that is not taken finite, so that its gradient is 0 and not NaN
+            return u * torch.where(norm > m, m / maximum(norm, m), torch.ones_like(norm))
+
+        return tree.map(shrink, updates, max_norm), state
+
+    return transform

@@ -1,0 +1,86 @@
+"""Weight decay. Where the link stands in the chain says which kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from functopt import tree
+from functopt.base import link
+from functopt.tree import Tree
+
+__all__ = ["add_decayed_weights", "shrink_weights"]
+
+Mask = Tree | Callable[[Tree], Tree] | None
+
+
+def _no_mask(mask: Mask) -> bool:
+    return mask is None
+
+
+def _masked(mask: Mask, params: Tree, what: str) -> Tree:
+    """Return the mask as a tree of bools that is a prefix of ``params``."""
+    if mask is None:
+        return True
+    chosen = mask(params) if callable(mask) else mask
+    for path, leaf in tree.leaves_with_paths(chosen):
+        if not isinstance(leaf, bool):
+            raise TypeError(f"{what}: the mask at {path!r} is {leaf!r}; expected True (decay) or False (leave alone)")
+    problem = tree.prefix_problem(chosen, params)
+    if problem:
+        raise ValueError(f"{what}: the mask is no prefix of params: {problem}")
+    return chosen
+
+
+@link(layout_invariant=_no_mask)
+def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
+    """Add a multiple of the parameters: ``u ← u + weight_decay·p``.
+
+    *Before* a preconditioner this is L2 regularisation (its gradient goes through the preconditioner, as in Adam);
+    *after* it, and before ``scale_by_lr``, it is decoupled weight decay (as in AdamW). Loshchilov & Hutter, "Decoupled
+    Weight Decay Regularization" (2019).
+
+    Args:
+        weight_decay: the factor.
+        mask: which leaves decay: a tree of bools that is a prefix of the parameters, or a function from the parameters
+            to one. Where it is False the updates pass through bit for bit.
+
+    Raises:
+        TypeError: an entry of the mask is not a bool.
+        ValueError: the mask is no prefix of the parameters.
+    """
+
+    def transform(updates, state, params, weight_decay):
+        chosen = _masked(mask, params, "add_decayed_weights")
+        return tree.map(lambda u, p, d, on: u + d * p if on else u, updates, params, weight_decay, chosen), state
+
+    return transform
+
+
+@link(layout_invariant=_no_mask)
+def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
+    """Shrink the parameters *after* the step: ``p ← (p + u)·(1 - lr·weight_decay)``.
+
+    It stands last in a chain, after ``scale_by_lr``, whose ``lr`` it shares. ``add_decayed_weights`` decays the weights
+    from before the step; the difference is ``lr·weight_decay·u``, of second order. This is the ``weight_decay`` stepper
+    of fastai's notebook when it runs after the step.
+
+    Args:
+        weight_decay: the factor.
+        lr: the learning rate.
+        mask: as in :func:`add_decayed_weights`.
+
+    Raises:
+        TypeError: an entry of the mask is not a bool.
+        ValueError: the mask is no prefix of the parameters.
+    """
+
+    def transform(updates, state, params, weight_decay, lr):
+        chosen = _masked(mask, params, "shrink_weights")
+
+        def shrink(u, p, d, lr, on):
+            return u - lr * d * (p + u) if on else u
+
+        return tree.map(shrink, updates, params, weight_decay, lr, chosen), state
+
+    return transform

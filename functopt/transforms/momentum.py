@@ -1,0 +1,75 @@
+"""Links that average over the steps: trace, ema."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from functopt import tree
+from functopt.base import link, state_class
+from functopt.ema import Ema
+
+__all__ = ["EmaState", "TraceState", "ema", "trace"]
+
+
+@state_class
+class TraceState(NamedTuple):
+    """The momentum buffer."""
+
+    trace: Ema  # undamped: total is the buffer
+
+
+@link(layout_invariant=True)
+def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
+    """Accumulate a trace of past updates: classic (heavy-ball) momentum.
+
+    ``m ← momentum·m + (1 - dampening)·u``, and the update is ``m``, or ``u + momentum·m`` with Nesterov's look-ahead.
+    The first update enters whole, whatever the dampening, as in ``torch.optim.SGD``. For an average damped from the
+    first step on, use ``ema(decay, debias=False)``. Polyak (1964); Sutskever et al., "On the importance of
+    initialization and momentum in deep learning" (2013).
+
+    Args:
+        momentum: what is kept of the trace.
+        dampening: what is held back of every update after the first.
+        nesterov: look ahead.
+    """
+
+    def init(params) -> TraceState:
+        return TraceState(Ema.zeros(params, momentum, dampening))
+
+    def transform(updates, state, params, momentum, dampening):
+        coefficient = tree.map(lambda w, d: 1 - d * (w != 0).to(w.dtype), state.trace.weight, dampening)
+        new = state.trace.update(updates, momentum, coefficient)
+        if nesterov:
+            updates = tree.map(lambda u, t, m: u + m * t, updates, new.total, momentum)
+        else:
+            updates = new.total
+        return updates, TraceState(new)
+
+    return init, transform
+
+
+@state_class
+class EmaState(NamedTuple):
+    """The moving average of the updates."""
+
+    ema: Ema
+
+
+@link(layout_invariant=True)
+def ema(decay=0.9, *, debias: bool = True) -> Any:
+    """Replace the updates by their exponential moving average: ``m ← decay·m + (1 - decay)·u``.
+
+    Args:
+        decay: what is kept of the past.
+        debias: divide by the sum of the weights, ``1 - decay^t`` for a constant decay, so that the first updates are
+            not too small. Kingma & Ba, "Adam" (2015).
+    """
+
+    def init(params) -> EmaState:
+        return EmaState(Ema.zeros(params, decay))
+
+    def transform(updates, state, params, decay):
+        new = state.ema.update(updates, decay)
+        return (new.mean if debias else new.total), EmaState(new)
+
+    return init, transform

@@ -1,0 +1,61 @@
+"""Links that only multiply: by a number, by the learning rate, by nothing at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from functopt import tree
+from functopt.base import link
+
+__all__ = ["identity", "scale", "scale_by_lr", "set_to_zero"]
+
+
+@link(layout_invariant=True)
+def identity() -> Any:
+    """Leave the updates as they are."""
+
+    def transform(updates, state, params):
+        return updates, state
+
+    return transform
+
+
+@link(layout_invariant=True)
+def set_to_zero() -> Any:
+    """Replace the updates by zeros, to begin a chain whose rule does not depend on the gradient.
+
+    ``chain(set_to_zero(), add_decayed_weights(0.01), scale_by_lr(1e-3))`` is weight decay as an optimizer of its own.
+    """
+
+    def transform(updates, state, params):
+        return tree.zeros_like(updates), state
+
+    return transform
+
+
+@link(layout_invariant=True)
+def scale(step_size) -> Any:
+    """Multiply the updates by a factor: ``u ← step_size·u``. A negative factor turns a gradient into a descent."""
+
+    def transform(updates, state, params, step_size):
+        return tree.map(lambda u, s: s * u, updates, step_size), state
+
+    return transform
+
+
+@link(layout_invariant=True)
+def scale_by_lr(lr=1e-3, *, flip_sign: bool = True) -> Any:
+    """Multiply by the learning rate and turn the direction around: ``u ← -lr·u``.
+
+    This is optax's ``scale_by_learning_rate`` and the last link of nearly every chain.
+
+    Args:
+        lr: learning rate; a negative number is refused.
+        flip_sign: if false, ``u ← +lr·u``, which ascends.
+    """
+    sign = -1.0 if flip_sign else 1.0
+
+    def transform(updates, state, params, lr):
+        return tree.map(lambda u, lr: sign * lr * u, updates, lr), state
+
+    return transform

@@ -1,0 +1,105 @@
+"""Layer-wise learning rates: links whose result depends on where one leaf ends and the next begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functopt import tree
+from functopt.base import link, state_class
+from functopt.ema import Ema
+from functopt.numerics import accumulator_dtype, maximum, minimum, sqrt
+from functopt.tree import Tree
+
+__all__ = ["ScaleByLarcState", "scale_by_larc", "scale_by_trust_ratio"]
+
+
+def _square(x: Tensor, kind: str = "l2") -> Tensor:
+    squares = x.to(accumulator_dtype(x.dtype)).square()
+    return squares.mean() if kind == "rms" else squares.sum()
+
+
+@link
+def scale_by_trust_ratio(
+    min_norm=0.0, trust_coefficient=1.0, eps=0.0, max_ratio=math.inf, *, norm: str = "l2", one_at_zero: bool = True
+) -> Any:
+    """Scale every leaf by the ratio of the norm of the parameters to that of the updates.
+
+    ``u ← q·u`` with ``q = min(trust_coefficient·‖p‖/(‖u‖ + eps), max_ratio)``, leaf by leaf. You et al., "Large Batch
+    Training of Convolutional Networks" (2017) and "Large Batch Optimization for Deep Learning" (2020).
+
+    Args:
+        min_norm: norms are raised to this at least.
+        trust_coefficient: the trust in the layer.
+        eps: added to the norm of the updates.
+        max_ratio: the ratio is cut here (fastai: 10).
+        norm: ``"l2"``, or ``"rms"`` for the root of the mean square, with which the size of a leaf does not matter.
+        one_at_zero: if the parameters or the updates of a leaf are all zero the ratio is 1, so that a leaf that
+            starts at zero can move (optax, fastai's library). If false, zero parameters give the ratio 0: the leaf stays
+            where it is (fastai's notebook).
+
+    Raises:
+        ValueError: ``norm`` has another value.
+    """
+    if norm not in ("l2", "rms"):
+        raise ValueError(f"scale_by_trust_ratio: norm must be 'l2' or 'rms', got {norm!r}")
+
+    def transform(updates, state, params, min_norm, trust_coefficient, eps, max_ratio):
+        def rescale(u, p, low, trust, eps, cut):
+            of_params, of_updates = _square(p, norm), _square(u, norm)
+            ratio = minimum(trust * maximum(sqrt(of_params), low) / (maximum(sqrt(of_updates), low) + eps), cut)
+            if one_at_zero:
+                ratio = torch.where((of_params == 0) | (of_updates == 0), 1.0, ratio)
+            else:
+                ratio = torch.where(of_params == 0, 0.0, ratio)
+            return ratio * u
+
+        return tree.map(rescale, updates, params, min_norm, trust_coefficient, eps, max_ratio), state
+
+    return transform
+
+
+@state_class
+class ScaleByLarcState(NamedTuple):
+    """The momentum buffer, and the last step's ratio of every leaf, to look at."""
+
+    trace: Ema  # undamped: total is the buffer
+    ratio: Tree  # 0-d, a tree like the parameters
+
+
+@link
+def scale_by_larc(momentum=0.9, trust_coefficient=0.02, eps=1e-8, weight_decay=0.0, *, clip: bool = True) -> Any:
+    """Scale the momentum of every leaf by a ratio taken from its present gradient: LARC.
+
+    ``m ← momentum·m + g``, ``q = trust_coefficient·‖p‖/(‖g‖ + weight_decay·‖p‖ + eps)`` and ``u = min(q, 1)·m``, or ``q·m``
+    if not clipped. The decay only enters the ratio here; chain it with the decay of your choice. You et al., "Large Batch
+    Training of Convolutional Networks" (2017), which scales the gradient *before* the momentum (LARS:
+    ``chain(scale_by_trust_ratio(), trace())``); this order, and the clipping, are NVIDIA's and fastai's.
+
+    Args:
+        momentum: what is kept of the buffer.
+        trust_coefficient: the trust in the layer.
+        eps: added to the denominator.
+        weight_decay: the decay that the ratio makes room for.
+        clip: never take a larger step than without the ratio.
+    """
+
+    def init(params) -> ScaleByLarcState:
+        ratio = tree.map(lambda p: p.new_zeros((), dtype=accumulator_dtype(p.dtype), requires_grad=False), params)
+        return ScaleByLarcState(Ema.zeros(params, momentum), ratio)
+
+    def transform(updates, state, params, momentum, trust_coefficient, eps, weight_decay):
+        m = state.trace.update(updates, momentum, 1.0)
+
+        def layer_ratio(g, p, trust, eps, d, old):
+            size = sqrt(_square(p))
+            ratio = trust * size / (sqrt(_square(g)) + d * size + eps)
+            return (minimum(ratio, 1.0) if clip else ratio).to(old.dtype)
+
+        ratio = tree.map(layer_ratio, updates, params, trust_coefficient, eps, weight_decay, state.ratio)
+        return tree.map(lambda m, q: q * m, m.total, ratio), ScaleByLarcState(m, ratio)
+
+    return init, transform
