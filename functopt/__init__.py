@@ -12,6 +12,7 @@ An optimizer is a pair of pure functions over pytrees, and its hyper-parameters 
 from functopt import tree
 from functopt.base import Transform, apply_updates, link, state_class
 from functopt.combine import ScheduledState, chain, combinator, rename, scheduled, sequence
+from functopt.compile import compile
 from functopt.ema import Ema
 from functopt.optimizers import adam, adamw, lamb, larc, nadam, qhadam, radam, ranger, rmsprop, sgd
 from functopt.schedules import (
@@ -29,6 +30,7 @@ from functopt.schedules import (
     warmup_cosine_decay_schedule,
 )
 from functopt.stateful import StatefulOptimizer
+from functopt.sweep import SweepResult, choice, grid, log_uniform, sweep, uniform
 from functopt.transforms.adaptive import (
     scale_by_adam,
     scale_by_nadam,

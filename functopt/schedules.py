@@ -99,7 +99,7 @@ class Polynomial(NamedTuple):
 
 
 class Cosine(NamedTuple):
-    """See :func:`cosine_schedule`, :func:`cosine_decay_schedule`."""
+    """See :func:`cosine_schedule`."""
 
     init_value: Number
     end_value: Number
@@ -111,6 +111,19 @@ class Cosine(NamedTuple):
         position = _position(step, self.transition_steps)
         left = 0.5 * (1 + torch.cos(math.pi * position))
         return self.end_value + (self.init_value - self.end_value) * left**self.exponent
+
+
+class CosineDecay(NamedTuple):
+    """See :func:`cosine_decay_schedule`."""
+
+    init_value: Number
+    decay_steps: Number
+    alpha: Number
+    exponent: Number
+
+    def __call__(self, step: Number) -> Tensor:
+        """Return the value at a step."""
+        return Cosine(self.init_value, self.alpha * self.init_value, self.exponent, self.decay_steps)(step)
 
 
 class Exponential(NamedTuple):
@@ -211,7 +224,7 @@ def cosine_decay_schedule(
     ``init·((1 - alpha)·((1 + cos(π·s))/2)^exponent + alpha)``. Loshchilov & Hutter, "SGDR" (2017).
     """
     _check("cosine_decay_schedule", decay_steps=decay_steps)
-    return Cosine(init_value, alpha * init_value, exponent, decay_steps)
+    return CosineDecay(init_value, decay_steps, alpha, exponent)
 
 
 def exponential_decay(
@@ -318,3 +331,7 @@ def warmup_cosine_decay_schedule(
     _check("warmup_cosine_decay_schedule", warmup_steps=warmup_steps, decay_after_warmup=decay_steps - warmup_steps)
     warmup = linear_schedule(init_value, peak_value, warmup_steps)
     return join_schedules([warmup, Cosine(peak_value, end_value, exponent, decay_steps - warmup_steps)], [warmup_steps])
+
+
+# A schedule may be a hyper of a param group, and so a part of a state_dict that torch.load(weights_only=True) reads.
+torch.serialization.add_safe_globals([Constant, Power, Polynomial, Cosine, Exponential, Geometric, Join])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
-from functopt.hypers import check_hyper, unknown_hyper
+from functopt.hypers import check_hyper, show, unknown_hyper
+from functopt.param_state import SHARED, entries, fill, merge, select
 from functopt.tree import Tree
 
 __all__ = ["StatefulOptimizer"]
 
-# What torch's LR schedulers put into a group beside the optimizer's own hypers.
-_SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
+# What a group may hold beside the optimizer's own hypers; most of it is put there by torch's LR schedulers.
+_OTHER_KEYS = {
+    "params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum",
+}  # fmt: skip
 
 
 class StatefulOptimizer(torch.optim.Optimizer):
@@ -28,11 +33,11 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     The hypers of ``tx`` are entries of ``param_groups`` and may be changed between steps, by hand or by
     ``torch.optim.lr_scheduler``. Where there are ``beta1`` and ``beta2``, torch's ``betas`` is another way to read and
-    write them.
+    write them. A group has its own copy of a hyper that is a tensor.
 
     A parameter whose ``.grad`` is None at a step is left untouched, its state included: every parameter has its own
-    bookkeeping (the weights of its averages), as in torch. Counters that belong to the optimizer as a whole (of schedules
-    and lookahead) count every step.
+    bookkeeping (the weights of its averages), as in torch. Counters that belong to the optimizer as a whole (those of
+    schedules and lookahead) count every step at which some parameter has a gradient.
 
     Args:
         params: parameters, named parameters, or dicts of a group's ``params`` and hypers.
@@ -47,16 +52,20 @@ class StatefulOptimizer(torch.optim.Optimizer):
     >>> optimizer = StatefulOptimizer(model.parameters(), fo.adamw(), lr=3e-4)
     """
 
+    tx: Transform  # as given, with the defaults of the optimizer
+    _tx: Transform  # the same with a value of every hyper for every parameter, so that each has bookkeeping of its own
+    _state: Tree
+
     def __init__(self, params: Any, tx: Transform, **hypers: Any) -> None:
         if not isinstance(tx, Transform):
             hint = "; call it to make one" if callable(tx) else ""
             raise TypeError(f"StatefulOptimizer: tx is a {type(tx).__name__}, expected a Transform{hint}")
-        self._base = tx.with_hypers(**hypers)
-        self._tx = self._base
-        self._state: Tree = ()
-        super().__init__(params, dict(self._base.hypers))
-        if "beta1" in self.defaults and "beta2" in self.defaults:  # what OneCycleLR and CyclicLR look for
+        self.tx = tx.with_hypers(**_Group(hypers))
+        self._state = None
+        super().__init__(params, dict(self.tx.hypers))
+        if {"beta1", "beta2"} <= self.defaults.keys():  # OneCycleLR and CyclicLR look for it
             self.defaults["betas"] = (self.defaults["beta1"], self.defaults["beta2"])
+        self._include(set())
 
     # Parameters and groups
 
@@ -69,168 +78,211 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 yield (names[i] if names else position), param, group
                 position += 1
 
-    def _hypers(self, keys: Iterable[Any] | None = None) -> dict[str, dict[Any, Any]]:
-        """Return the hypers in force, with a value for every parameter."""
-        wanted = None if keys is None else {*keys}
-        items = [(key, group) for key, _, group in self._items() if wanted is None or key in wanted]
-        return {name: {key: _value(group[name], key, name) for key, group in items} for name in self._base.hypers}
+    def _hypers(self, keys: Mapping[Any, Any]) -> dict[str, dict[Any, Any]]:
+        """Return the hypers in force, with a value for each of these parameters."""
+        items = [(key, group) for key, _, group in self._items() if key in keys]
+        return {name: {key: _value(group[name], key, name) for key, group in items} for name in self.tx.hypers}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with hypers of its own; the state of the others stays as it is.
 
+        Args:
+            param_group: ``params``, and hypers that take the place of the defaults. It is copied.
+
         Raises:
             KeyError: the optimizer has no hyper of a given name.
-            ValueError: the group is empty, or a parameter or name appears twice.
+            ValueError: a parameter or name appears twice, a number is out of range, or a schedule is given to an
+                optimizer that has no step counter.
+            TypeError: a parameter is not a dense floating-point tensor.
         """
-        if not isinstance(param_group, Mapping):
-            raise TypeError(f"add_param_group: expected a dict, got {type(param_group).__name__}")
-        group = _Group({k: v for k, v in param_group.items() if k != "betas"})
-        if "betas" in param_group:
-            group["betas"] = param_group["betas"]
-        for name in group.keys() - {"params", "param_names"} - _SCHEDULER_KEYS:
-            if name not in self._base.hypers:
-                raise KeyError(unknown_hyper(name, self._base.hypers, "StatefulOptimizer"))
-        before = [key for key, _, _ in self._items()]
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
+            raise TypeError("add_param_group: expected a dict with 'params' and hypers")
+        group = _Group(param_group)
+        for name in group:
+            if name not in self.tx.hypers and name not in _OTHER_KEYS:
+                raise KeyError(unknown_hyper(name, self.tx.hypers, "StatefulOptimizer"))
+        for name, default in self.tx.hypers.items():
+            # copied, because LR schedulers write into tensors: neither the defaults nor another group may change
+            group[name] = _copied(group.get(name, default))
+            counts = self._state is None or self._tx._counts_steps
+            check_hyper("StatefulOptimizer", name, group[name], schedules=counts)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
             _check_unique(group["params"])
+        before = {key for key, _, _ in self._items()}
         super().add_param_group(group)
-        group.discard_alias()
-        try:
-            self._include(before)
-        except Exception:
-            self.param_groups.pop()
-            raise
+        if self._state is not None:
+            try:
+                self._include(before)
+            except Exception:
+                self.param_groups.pop()
+                raise
 
-    def _include(self, before: list[Any]) -> None:
-        """Make the state of the parameters that the last group brought."""
-        params = {key: param for key, param, _ in self._items()}
-        if len(params) < sum(1 for _ in self._items()):
+    def _include(self, before: set[Any]) -> None:
+        """Make the state of the parameters that are new since there were those called ``before``."""
+        items = list(self._items())
+        params = {key: param.detach() for key, param, _ in items}
+        if len(params) < len(items):
             raise ValueError("StatefulOptimizer: two parameters have the same name")
-        hypers = self._hypers()
-        tx = self._base.with_hypers(**hypers)
-        new = {key: param.detach() for key, param in params.items() if key not in {*before}}
+        new = {key: param for key, param in params.items() if key not in before}
+        if before and not new:
+            return
         tree.check_params(new, "StatefulOptimizer")
-        own = {name: {key: values[key] for key in new} for name, values in hypers.items()}
-        state = self._base.with_hypers(**own).init(new)
+        state = self.tx.with_hypers(**self._hypers(new)).init(new)
         if before:
-            state = _merge(self._state, state, {*before}, {*new}, shared_from_new=False)
-        self._tx, self._state = tx, state
+            state = merge(self._state, state, before, new.keys(), shared="old")
+        self._tx, self._state = self.tx.with_hypers(**self._hypers(params)), state
 
     # Steps
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Any] | None = None, **extras: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step for the parameters that have a gradient.
 
         Args:
-            closure: computes the loss anew and its gradients.
+            closure: computes the loss anew and its gradients. Its loss is the extra ``value``.
+            **extras: handed to ``tx.update``, for links that need more than gradients.
 
         Returns:
             What the closure returned, else None.
+
+        Raises:
+            TypeError: a gradient is sparse, or a link needs an extra that is missing.
+            ValueError: a hyper of a group is out of range. Parameters and state are unchanged then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        keys, params, grads = {*()}, {}, {}
-        for key, param, _ in self._items():
-            keys.add(key)
-            if param.grad is not None:
-                params[key], grads[key] = param, param.grad
-        if not params:
+            if isinstance(loss, Tensor):
+                extras.setdefault("value", loss.detach())
+        keys = {key for key, _, _ in self._items()}
+        given = {key: param for key, param, _ in self._items() if param.grad is not None}
+        if not given:
             return loss
+        params = {key: param.detach() for key, param in given.items()}
+        grads = {key: _dense(param.grad, key) for key, param in given.items()}
+        some = len(params) < len(keys)
         with torch.no_grad():
-            state = self._state if len(params) == len(keys) else _restrict(self._state, keys, {*params})
-            new, state = self._tx.update(grads, state, params, self._hypers(params))
+            state = select(self._state, keys, params.keys()) if some else self._state
+            new, state = self._tx.update(grads, state, params, self._hypers(params), **extras)
+            state = _unshared(state, params, grads)
+            if some:
+                state = merge(self._state, state, keys, params.keys(), shared="new")
             for key, param in params.items():
                 param.copy_(new[key])
-            if len(params) < len(keys):
-                state = _merge(self._state, state, keys, {*params}, shared_from_new=True)
-            self._state = state
+        self._state = state
         return loss
 
     # State
 
     @property
     def state(self) -> dict[Any, dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The state of every parameter, by names such as ``"mu.total"``; what is common to all is under ``"shared"``."""
+        """The state of every parameter, by names such as ``"mu.total"``; what is common to all is under ``"shared"``.
+
+        It is put together anew whenever it is read, so assigning to it changes nothing.
+        """
         params = {key: param for key, param, _ in self._items()}
         view: dict[Any, dict[str, Tensor]] = {param: {} for param in params.values()}
-        names = _names(self._state, {*params})
-        for path, key, leaf in _walk(self._state, {*params}):
-            view.setdefault("shared" if key is _SHARED else params[key], {})[names[path]] = leaf
+        for (key, name), leaf in entries(self._state, params.keys()).items():
+            view.setdefault("shared" if key is SHARED else params[key], {})[name] = leaf
         return view
 
     @state.setter
-    def state(self, value: Any) -> None:
-        pass  # torch's constructor gives an empty one; ours is built from the parameters
+    def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if value or self._state is not None:  # torch's constructor assigns an empty one, before there is any
+            raise AttributeError("StatefulOptimizer: state is only a view; to change it use load_state_dict")
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; training goes on bit for bit.
 
-        Parameters are matched by their order, as in torch. Tensors are copied to the device and dtype of the state.
+        Parameters are matched by name, group by group, if both sides have names, otherwise by their order. Tensors are
+        copied to the device and dtype of the state here. As with torch's optimizers, make LR schedulers first: they set
+        the learning rate when they are made.
 
         Raises:
-            ValueError: groups, parameters, entries or shapes do not match. Nothing is changed then.
+            ValueError: groups, names, hypers, entries or shapes do not match. Nothing is changed then.
         """
+        state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        saved_groups, saved_state = state_dict["param_groups"], state_dict["state"]
+        saved_groups = state_dict["param_groups"]
         sizes, saved_sizes = ([len(group["params"]) for group in gs] for gs in (self.param_groups, saved_groups))
         if sizes != saved_sizes:
             raise ValueError(f"load_state_dict: groups of {saved_sizes} parameters do not match those here, {sizes}")
-        groups = []
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            missing = [name for name in self._base.hypers if name not in saved]
-            if missing:
-                raise ValueError(f"load_state_dict: a saved group has no hyper {missing[0]!r}; is it another optimizer's?")
-            for name in self._base.hypers:
-                check_hyper("load_state_dict", name, saved[name])
-            groups.append(_Group({**group, **saved, "params": group["params"]}))
-        index = {key: i for i, (key, _, _) in enumerate(self._items())}
-        names = _names(self._state, {*index})
-        used = {}
-        for path, key, leaf in _walk(self._state, {*index}):
-            owner, name = ("shared" if key is _SHARED else index[key]), names[path]
-            value = saved_state.get(owner, {}).get(name)
+        groups = [self._loaded(*pair) for pair in zip(self.param_groups, saved_groups, strict=True)]
+        ids = [i for pair in zip(self.param_groups, saved_groups, strict=True) for i in _saved_ids(*pair)]
+        owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)} | {SHARED: "shared"}
+        saved = {(i, name): value for i, own in state_dict["state"].items() for name, value in own.items()}
+        values = {}
+        own = entries(self._state, owners.keys() - {SHARED})
+        for (key, name), leaf in own.items():
+            value = saved.pop((owners[key], name), None)
             if not isinstance(value, Tensor) or value.shape != leaf.shape:
-                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else "nothing of that name"
+                whose = "the optimizer" if key is SHARED else f"parameter {key!r}"
+                got = f"one of shape {list(value.shape)}" if isinstance(value, Tensor) else "none"
                 raise ValueError(
-                    f"load_state_dict: parameter {key!r} needs a {name!r} of shape {list(leaf.shape)}, but the saved state "
-                    f"has {got}. Was it made by another optimizer?"
+                    f"load_state_dict: {whose} needs a {name!r} of shape {list(leaf.shape)}, but the saved state has "
+                    f"{got}. Was it made by another optimizer?"
                 )
-            used[path, key] = value.detach().to(leaf).clone()
-        self._state = _rebuild(self._state, {*index}, used)
+            values[key, name] = value.detach().to(leaf, copy=True)
+        if saved:
+            names = sorted({name for _, name in saved})
+            raise ValueError(f"load_state_dict: nothing here is called {names}. Was it made by another optimizer?")
+        self._state = fill(self._state, owners.keys() - {SHARED}, values)
         self.param_groups = groups
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
+    def _loaded(self, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+        """Return a group with the hypers of a saved one."""
+        loaded = {name: value for name, value in saved.items() if name not in ("params", "param_names")}
+        for name in self.tx.hypers:
+            if name not in loaded:
+                raise ValueError(f"load_state_dict: a saved group has no {name!r}. Was it made by another optimizer?")
+            check_hyper("load_state_dict", name, loaded[name], schedules=self._tx._counts_steps)
+        return _Group({**group, **copy.deepcopy(loaded)})
+
     def __getstate__(self) -> dict[str, Any]:
-        mine = {"_base": self._base, "_tx": self._tx, "_state": self._state}
-        return {**{k: v for k, v in super().__getstate__().items() if k != "state"}, **mine}
+        state = {**super().__getstate__(), "tx": self.tx, "_tx": self._tx, "_state": self._state}
+        del state["state"]  # a view of _state
+        return state
 
     def __repr__(self) -> str:
-        return f"StatefulOptimizer of {self._base}\n{super().__repr__()}"
+        lines = [f"StatefulOptimizer({self.tx}"]
+        for i, group in enumerate(self.param_groups):
+            hypers = ", ".join(f"{name}={show(group[name])}" for name in self.tx.hypers)
+            lines.append(f"  group {i}: {len(group['params'])} parameters, {hypers}")
+        return "\n".join([*lines, ")"])
 
 
 class _Group(dict):
     """A param group in which torch's ``betas`` stands for ``beta1`` and ``beta2``."""
 
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.update(entries)
+
     def __getitem__(self, key: str) -> Any:
-        if key == "betas" and "beta1" in self:
+        if key == "betas":
             return (self["beta1"], self["beta2"])
         return super().__getitem__(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "betas":
-            super().__setitem__("beta1", value[0])
-            super().__setitem__("beta2", value[1])
+            self["beta1"], self["beta2"] = value
         else:
             super().__setitem__(key, value)
 
-    def discard_alias(self) -> None:
-        super().pop("betas", None)
+    # dict's own do not go through the two methods above
+    __contains__ = Mapping.__contains__
+    get = Mapping.get  # pyright: ignore[reportAssignmentType]
+    setdefault = MutableMapping.setdefault
+    update = MutableMapping.update
+
+
+def _copied(hyper: Any) -> Any:
+    return optree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, hyper)
 
 
 def _value(value: Any, key: Any, name: str) -> Any:
@@ -251,72 +303,31 @@ def _check_unique(params: list[Any]) -> None:
         seen[id(param)] = i
 
 
-# The state is any nesting in which a dict with exactly the parameters' keys holds one entry for each parameter; every
-# other tensor belongs to all of them.
-
-_SHARED = object()
-
-
-def _per_parameter(node: Tree, keys: set[Any]) -> bool:
-    return isinstance(node, dict) and node.keys() == keys
-
-
-def _children(node: Tree) -> list[tuple[Any, Tree]]:
-    if isinstance(node, dict):
-        return list(node.items())
-    if isinstance(node, (tuple, list)):
-        return list(zip(getattr(node, "_fields", range(len(node))), node, strict=True))
-    return []
+def _dense(grad: Any, key: Any) -> Tensor:
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"StatefulOptimizer: the gradient of parameter {key!r} is sparse, expected a dense one: "
+            "use nn.Embedding(sparse=False)"
+        )
+    return grad.detach()
 
 
-def _like(node: Tree, children: list[Tree]) -> Tree:
-    if isinstance(node, dict):
-        return type(node)(zip(node, children, strict=True))
-    return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
+def _unshared(state: Tree, params: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Tree:
+    """Copy what a state shares with the parameters and gradients: those are changed in place, a state never is."""
+    memory = {leaf.untyped_storage()._cdata for leaf in (*params.values(), *grads.values())}
+    return optree.tree_map(lambda leaf: leaf.clone() if leaf.untyped_storage()._cdata in memory else leaf, state)
 
 
-def _walk(node: Tree, keys: set[Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any, Tensor]]:
-    """Yield ``(path, key of the parameter or _SHARED, tensor)`` for every tensor of a state."""
-    if isinstance(node, Tensor):
-        yield path, _SHARED, node
-    elif _per_parameter(node, keys):
-        for key, leaf in node.items():
-            yield path, key, leaf
-    else:
-        for name, child in _children(node):
-            yield from _walk(child, keys, (*path, name))
-
-
-def _names(state: Tree, keys: set[Any]) -> dict[tuple[Any, ...], str]:
-    """Name every path of a state by its field names, with the positions in chains only where they are needed."""
-    paths = {path for path, _, _ in _walk(state, keys)}
-    short = {path: ".".join(str(part) for part in path if not isinstance(part, int)) for path in paths}
-    taken = list(short.values())
-    return {p: s if s and taken.count(s) == 1 else tree.path_name(p) for p, s in short.items()}
-
-
-def _restrict(node: Tree, keys: set[Any], some: set[Any]) -> Tree:
-    """Return the state of some of the parameters."""
-    if isinstance(node, Tensor):
-        return node
-    if _per_parameter(node, keys):
-        return {key: value for key, value in node.items() if key in some}
-    return _like(node, [_restrict(child, keys, some) for _, child in _children(node)])
-
-
-def _merge(old: Tree, new: Tree, keys: set[Any], some: set[Any], *, shared_from_new: bool) -> Tree:
-    """Put the state of some parameters into that of others."""
-    if isinstance(old, Tensor):
-        return new if shared_from_new else old
-    if _per_parameter(old, keys) and _per_parameter(new, some):
-        return {**old, **new}
-    pairs = zip(_children(old), _children(new), strict=True)
-    return _like(old, [_merge(a, b, keys, some, shared_from_new=shared_from_new) for (_, a), (_, b) in pairs])
-
-
-def _rebuild(node: Tree, keys: set[Any], used: dict[Any, Tensor], path: tuple[Any, ...] = ()) -> Tree:
-    if isinstance(node, Tensor):
-        return used[path, _SHARED]
-    if _per_parameter(node, keys):
-        return {key: used[path, key] for key in node}
-    return _like(node, [_rebuild(child, keys, used, (*path, name)) for name, child in _children(node)])
+def _saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
+    """Return the ids under which a state_dict has the parameters of a group, in the order here."""
+    names, saved_names = group.get("param_names"), saved.get("param_names")
+    if not names or not saved_names:
+        return saved["params"]
+    differing = sorted({*names} ^ {*saved_names})
+    if differing:
+        raise ValueError(
+            f"load_state_dict: the names of the parameters differ: {differing[0]!r} is only on one side. To match them "
+            "by their order, delete 'param_names' from the saved param_groups."
+        )
+    ids = dict(zip(saved_names, saved["params"], strict=True))
+    return [ids[name] for name in names]

@@ -86,6 +86,13 @@ def prefix_problem(tree: Tree, full: Tree, *, exact: bool = False) -> str:
     return f"its containers differ: {describe(tree)} against {describe(full)}"
 
 
+def trim(prefix: Tree, full: Tree) -> Tree:
+    """Drop what ``full`` does not have from the dicts of a prefix tree, so that it may cover more than ``full``."""
+    if isinstance(prefix, dict) and isinstance(full, dict):
+        return type(prefix)({key: trim(below, full[key]) for key, below in prefix.items() if key in full})
+    return prefix
+
+
 def describe(tree: Tree) -> str:
     """Describe the structure of a tree on one short line, with ``*`` for each leaf."""
     text = str(optree.tree_structure(tree)).removeprefix("PyTreeSpec(").removesuffix(")")
@@ -186,8 +193,9 @@ def _children(tree: Tree) -> list[tuple[Any, Any]]:
 
 
 def _find(tree: Tree, name: str) -> tuple[tuple[str, ...], Any]:
-    wanted = tuple(name.split("."))
-    found = [(path, node) for path, node in _entries(tree) if path[-len(wanted) :] == wanted]
+    joined = [(".".join(path), path, node) for path, node in _entries(tree)]  # a key may have dots in it
+    found = [(path, node) for full, path, node in joined if full == name]  # what is named in full is not ambiguous
+    found = found or [(path, node) for full, path, node in joined if full.endswith("." + name)]
     if not found:
         names = sorted({path[-1] for path, _ in _entries(tree) if not path[-1].isdigit()})
         raise KeyError(f"no entry named {name!r}; the names in this tree are {names}")

@@ -8,7 +8,6 @@ import torch
 
 from functopt import tree
 from functopt.base import link
-from functopt.numerics import maximum
 
 __all__ = ["clip", "clip_by_global_norm"]
 
@@ -43,8 +42,9 @@ def clip_by_global_norm(max_norm) -> Any:
         norm = tree.norm(updates)
 
         def shrink(u, m):
-            # maximum keeps the branch that is not taken finite, so that its gradient is 0 and not NaN
-            return u * torch.where(norm > m, m / maximum(norm, m), torch.ones_like(norm))
+            # 1 stands in for both where they are not used, so that derivatives are 0 there and not NaN
+            over, one = norm > m, torch.ones_like(norm)
+            return u * (torch.where(over, m, one) / torch.where(over, norm, one))
 
         return tree.map(shrink, updates, max_norm), state
 

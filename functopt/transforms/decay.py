@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import optree
+
 from functopt import tree
 from functopt.base import link
 from functopt.tree import Tree
@@ -22,10 +24,12 @@ def _masked(mask: Mask, params: Tree, what: str) -> Tree:
     """Return the mask as a tree of bools that is a prefix of ``params``."""
     if mask is None:
         return True
-    chosen = mask(params) if callable(mask) else mask
-    for path, leaf in tree.leaves_with_paths(chosen):
-        if not isinstance(leaf, bool):
-            raise TypeError(f"{what}: the mask at {path!r} is {leaf!r}; expected True (decay) or False (leave alone)")
+    # trimmed, because the parameters may be only those that have a gradient at this step
+    chosen: Any = mask(params) if callable(mask) else tree.trim(mask, params)
+    if not all(isinstance(leaf, bool) for leaf in optree.tree_leaves(chosen)):
+        # paths only here: torch.compile cannot trace them
+        path, leaf = next((p, leaf) for p, leaf in tree.leaves_with_paths(chosen) if not isinstance(leaf, bool))
+        raise TypeError(f"{what}: the mask at {path!r} is {leaf!r}; expected True (decay) or False (leave alone)")
     problem = tree.prefix_problem(chosen, params)
     if problem:
         raise ValueError(f"{what}: the mask is no prefix of params: {problem}")

@@ -50,7 +50,9 @@ def scale_by_trust_ratio(
     def transform(updates, state, params, min_norm, trust_coefficient, eps, max_ratio):
         def rescale(u, p, low, trust, eps, cut):
             of_params, of_updates = _square(p, norm), _square(u, norm)
-            ratio = minimum(trust * maximum(sqrt(of_params), low) / (maximum(sqrt(of_updates), low) + eps), cut)
+            # 1 stands in for a norm of 0, by which nothing is divided, so that derivatives there are 0 and not NaN
+            divisor = sqrt(torch.where(of_updates == 0, 1.0, of_updates))
+            ratio = minimum(trust * maximum(sqrt(of_params), low) / (maximum(divisor, low) + eps), cut)
             if one_at_zero:
                 ratio = torch.where((of_params == 0) | (of_updates == 0), 1.0, ratio)
             else:

@@ -67,7 +67,7 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
         count = state.count + 1
 
         def follow(slow: Tensor, p: Tensor, period: Any, step_size: Any) -> Tensor:
-            return torch.where(count % period == 0, slow + step_size * (p - slow), slow)
+            return torch.where(count % period == 0, slow + step_size * (p - slow), slow).to(p.dtype)
 
         slow = tree.map(follow, state.slow, fast, hypers["sync_period"], hypers["slow_step_size"])
         fast = tree.map(lambda p, s, period: torch.where(count % period == 0, s, p), fast, slow, hypers["sync_period"])

@@ -1,0 +1,105 @@
+"""The state of an optimizer taken apart by parameter, for parameters in a flat dict.
+
+Such a state is any nesting in which a dict with exactly the parameters' keys holds one entry for each parameter; every
+other tensor is shared by all of them. An entry may be a tensor or a nesting of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from torch import Tensor
+
+from functopt import tree
+from functopt.tree import Tree
+
+__all__ = ["SHARED", "entries", "fill", "merge", "select"]
+
+SHARED = object()
+"""The owner of what belongs to all parameters."""
+
+Keys = AbstractSet[Any]
+
+
+def entries(state: Tree, keys: Keys) -> dict[tuple[Any, str], Tensor]:
+    """Return every tensor of a state by its owner, a parameter's key or ``SHARED``, and its name.
+
+    A name is made of field names, such as ``"mu.total"``; positions in chains are in it only where they are needed.
+    """
+    found: dict[tuple[Any, tuple[Any, ...]], Tensor] = {}
+
+    def collect(owner: Any, path: tuple[Any, ...], leaf: Tensor) -> Tensor:
+        found[owner, path] = leaf
+        return leaf
+
+    _map(collect, state, keys)
+    short = {path: ".".join(str(part) for part in path if not isinstance(part, int)) for _, path in found}
+    names = [*short.values()]
+    unique = {path: name if name and names.count(name) == 1 else tree.path_name(path) for path, name in short.items()}
+    return {(owner, unique[path]): leaf for (owner, path), leaf in found.items()}
+
+
+def fill(state: Tree, keys: Keys, values: dict[tuple[Any, str], Tensor]) -> Tree:
+    """Return a state of the same structure with other tensors, given as :func:`entries` gives them."""
+    ordered = iter([values[entry] for entry in entries(state, keys)])
+    return _map(lambda owner, path, leaf: next(ordered), state, keys)
+
+
+def select(state: Tree, keys: Keys, some: Keys) -> Tree:
+    """Return the state of some of the parameters, with what is shared."""
+    if isinstance(state, Tensor):
+        return state
+    if _is_by_parameter(state, keys):
+        return {key: value for key, value in state.items() if key in some}
+    return _like(state, [select(child, keys, some) for _, child in _children(state)])
+
+
+def merge(old: Tree, new: Tree, keys: Keys, some: Keys, *, shared: str) -> Tree:
+    """Put the state of some parameters, new or not, into ``old``, that of the parameters called ``keys``.
+
+    Args:
+        old: the state.
+        new: the state of some parameters.
+        keys: the parameters of ``old``.
+        some: the parameters of ``new``.
+        shared: ``"old"`` or ``"new"``: where shared tensors come from.
+    """
+    if isinstance(old, Tensor):
+        return new if shared == "new" else old
+    if _is_by_parameter(old, keys) and _is_by_parameter(new, some):
+        return {**old, **new}
+    pairs = zip(_children(old), _children(new), strict=True)
+    return _like(old, [merge(a, b, keys, some, shared=shared) for (_, a), (_, b) in pairs])
+
+
+def _map(
+    f: Callable[[Any, tuple[Any, ...], Tensor], Tensor],
+    node: Tree,
+    keys: Keys,
+    owner: Any = SHARED,
+    path: tuple[Any, ...] = (),
+) -> Tree:
+    """Map ``f(owner, path, tensor)`` over a state; a parameter's key is its owner and no part of the path."""
+    if isinstance(node, Tensor):
+        return f(owner, path, node)
+    if owner is SHARED and _is_by_parameter(node, keys):
+        return {key: _map(f, child, keys, key, path) for key, child in node.items()}
+    return _like(node, [_map(f, child, keys, owner, (*path, name)) for name, child in _children(node)])
+
+
+def _is_by_parameter(node: Tree, keys: Keys) -> bool:
+    return isinstance(node, dict) and node.keys() == keys
+
+
+def _children(node: Tree) -> list[tuple[Any, Tree]]:
+    if isinstance(node, dict):
+        return [*node.items()]
+    return [*zip(getattr(node, "_fields", range(len(node))), node, strict=True)]
+
+
+def _like(node: Tree, children: list[Tree]) -> Tree:
+    if isinstance(node, dict):
+        return type(node)(zip(node, children, strict=True))
+    return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
