@@ -11,6 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
+from functopt import tree
 from functopt.base import Transform, state_class, with_call
 from functopt.hypers import Hypers, has_schedule, same_value, show
 from functopt.numerics import accumulator_dtype
@@ -330,4 +331,4 @@ def scheduled(tx: Transform) -> Transform:
 def _value_at(value: Tree, step: Tensor) -> Tree:
     if isinstance(value, (float, int, Tensor)):
         return value
-    return optree.tree_map(lambda leaf: leaf(step) if is_schedule(leaf) else leaf, value, is_leaf=is_schedule)
+    return tree.map(lambda leaf: leaf(step) if is_schedule(leaf) else leaf, value)

@@ -92,14 +92,10 @@ def check_hyper(who: str, name: str, value: Any, params: Tree = None, *, schedul
                 f"{who}: {name} is a {type(leaf).__name__}; expected a number, 0-d tensor or schedule{_lambda_hint(leaf)}"
             )
     if params is not None and not isinstance(value, Tensor):
-        problem = "" if is_schedule(value) else tree.prefix_problem(_without_schedules(value), params)
+        problem = tree.prefix_problem(value, params)
         if problem:
             raise ValueError(f"{who}: {name} is a tree that is no prefix of params: {problem}")
     return None
-
-
-def _without_schedules(value: Tree) -> Tree:
-    return optree.tree_map(lambda leaf: 0.0, value, is_leaf=is_schedule)
 
 
 def _lambda_hint(leaf: Any) -> str:

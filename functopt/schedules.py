@@ -334,4 +334,4 @@ def warmup_cosine_decay_schedule(
 
 
 # A schedule may be a hyper of a param group, and so a part of a state_dict that torch.load(weights_only=True) reads.
-torch.serialization.add_safe_globals([Constant, Power, Polynomial, Cosine, Exponential, Geometric, Join])
+torch.serialization.add_safe_globals([Constant, Power, Polynomial, Cosine, CosineDecay, Exponential, Geometric, Join])

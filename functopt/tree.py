@@ -6,6 +6,7 @@ tensors (or numbers) at the leaves. A *path* is the dotted names that lead to a 
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,41 +50,100 @@ def map(f: Callable[..., Any], first: Tree, *rest: Tree) -> Tree:
     >>> map(lambda x, y: x * y, {"a": [1, 2], "b": 3}, {"a": 10, "b": 100})
     {'a': [10, 20], 'b': 300}
     """
-    leaves, spec = optree.tree_flatten(first)
-    columns = [_broadcast(tree, first, len(leaves), spec, position) for position, tree in enumerate(rest, 2)]
-    return optree.tree_unflatten(spec, [f(*values) for values in zip(leaves, *columns, strict=True)])
+    return _map(f, first, rest, ())
 
 
-def _broadcast(tree: Tree, full: Tree, count: int, spec: optree.PyTreeSpec, position: int) -> list[Any]:
-    if isinstance(tree, (float, int, Tensor)):
-        return [tree] * count
-    leaves, own = optree.tree_flatten(tree)
-    if own == spec:
-        return leaves
-    problem = prefix_problem(tree, full)
-    if problem:
-        raise ValueError(f"tree.map: argument {position} does not fit the first tree: {problem}")
-    return optree.broadcast_prefix(tree, full)
+def _map(f: Callable[..., Any], node: Tree, others: Sequence[Tree], path: tuple[Any, ...]) -> Tree:
+    level = _one_level(node)
+    if level is None:
+        for position, other in enumerate(others, 2):
+            if _one_level(other) is not None:
+                below = next(iter(optree.tree_paths(other)), None)
+                what = "has no counterpart" if below is None else "is not expected there"
+                raise _MismatchError(position, (*path, *(below or ())), what)
+        return f(node, *others)
+    keys, children = level
+    columns = [_below(other, node, keys, path, position) for position, other in enumerate(others, 2)]
+    new = [
+        _map(f, child, [column[i] for column in columns], (*path, key))
+        for i, (key, child) in enumerate(zip(keys, children, strict=True))
+    ]
+    return _rebuild(node, keys, new)
+
+
+def _below(tree: Tree, node: Tree, keys: Sequence[Any], path: tuple[Any, ...], position: int) -> Sequence[Tree]:
+    """Return what a prefix tree has for each child of ``node``."""
+    level = _one_level(tree)
+    if level is None:
+        return [tree] * len(keys)
+    own, children = level
+    for key in keys:
+        if key not in own:
+            raise _MismatchError(position, (*path, key), "has no counterpart")
+    for key in own:
+        if key not in keys:
+            raise _MismatchError(position, (*path, key), "is not expected there")
+    if type(tree) is not type(node):
+        raise _MismatchError(position, path, f"is a {type(tree).__name__}, expected a {type(node).__name__}")
+    return [tree[key] for key in keys] if isinstance(tree, dict) else children
+
+
+class _MismatchError(ValueError):
+    """A tree that is no prefix: the position of the argument, where it does not fit, and what is wrong there."""
+
+    def __init__(self, position: int, path: tuple[Any, ...], what: str) -> None:
+        self.path, self.problem = path, f"{path_name(path)!r} {what}"
+        super().__init__(f"tree.map: argument {position} does not fit the first tree: {self.problem}")
+
+
+# Dicts, lists and tuples are taken apart here and not by optree: the stand-ins for it that torch 2.14 has inside
+# torch.compile fail on trees of plain numbers, such as masks and hypers per layer, and take thrice as long to trace.
+
+
+def _one_level(node: Tree) -> tuple[Sequence[Any], Sequence[Tree]] | None:
+    """Return the keys and the children of a node, or None for a leaf; a schedule counts as a leaf."""
+    if isinstance(node, (Tensor, float, int)) or is_schedule(node):
+        return None
+    if type(node) in (dict, OrderedDict, defaultdict):
+        return list(node), list(node.values())
+    if type(node) in (tuple, list) or (isinstance(node, tuple) and hasattr(node, "_fields")):
+        return list(range(len(node))), node
+    if node is None:
+        return (), ()
+    other: Any = node
+    if optree.tree_is_leaf(other):
+        return None
+    children, _, entries, _ = optree.tree_flatten_one_level(other)
+    return list(entries), children
+
+
+def _rebuild(node: Tree, keys: Sequence[Any], children: list[Any]) -> Tree:
+    if isinstance(node, dict):
+        new = node.copy()
+        new.update(zip(keys, children, strict=True))
+        return new
+    if type(node) in (tuple, list):
+        return type(node)(children)
+    if isinstance(node, tuple):
+        return type(node)(*children)
+    if node is None:
+        return None
+    _, metadata, _, unflatten = optree.tree_flatten_one_level(node)
+    return unflatten(metadata, children)
 
 
 def prefix_problem(tree: Tree, full: Tree, *, exact: bool = False) -> str:
     """Say where ``tree`` stops being a prefix of ``full`` (with ``exact``: the same structure); empty if it does not."""
-    if optree.tree_structure(tree) == optree.tree_structure(full):
-        return ""
-    if not exact:
+    try:
+        map(lambda *_: None, full, tree)
+    except _MismatchError as mismatch:
+        return mismatch.problem
+    if exact:
         try:
-            optree.broadcast_prefix(tree, full)
-            return ""
-        except ValueError:
-            pass  # say where, below
-    have, want = optree.tree_paths(tree), optree.tree_paths(full)
-    for path in want:
-        if not any(path[: len(p)] == p and (len(p) == len(path) or not exact) for p in have):
-            return f"{path_name(path)!r} has no counterpart"
-    for path in have:
-        if not any(p[: len(path)] == path for p in want):
-            return f"{path_name(path)!r} is not expected there"
-    return f"its containers differ: {describe(tree)} against {describe(full)}"
+            map(lambda *_: None, tree, full)
+        except _MismatchError as mismatch:
+            return f"{path_name(mismatch.path)!r} has no counterpart"
+    return ""
 
 
 def trim(prefix: Tree, full: Tree) -> Tree:

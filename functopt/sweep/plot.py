@@ -53,14 +53,24 @@ def _alive(result: SweepResult) -> Tensor:
     return result.diverged_at < 0
 
 
-def plot_curves(result: SweepResult, color: str, ax: Axes | None) -> Axes:
+def _smoothed(losses: np.ndarray, decay: float) -> np.ndarray:
+    """Return the debiased moving average down the rows; NaN where the loss is not finite."""
+    total, weight, rows = np.zeros(losses.shape[1]), 0.0, []
+    for row in losses:
+        total, weight = decay * total + (1 - decay) * row, decay * weight + (1 - decay)
+        rows.append(total / weight)
+    return np.stack(rows)
+
+
+def plot_curves(result: SweepResult, color: str, smooth: float, ax: Axes | None) -> Axes:
     """Draw every member's loss, coloured by a hyper; a cross marks where a member diverged."""
+    ax = _axes(ax)
     from matplotlib import colormaps
 
-    ax = _axes(ax)
     norm = _norm(result.hypers[color], color in result.log_axes)
     steps = result.loss_steps.numpy()
     losses = result.losses.double().masked_fill(~torch.isfinite(result.losses), torch.nan).numpy()
+    losses = _smoothed(losses, smooth)
     for member in reversed(result.order):
         paint = colormaps[_COLORS](norm(result.hypers[color][member].item()))
         curve = losses[:, member]
@@ -72,8 +82,8 @@ def plot_curves(result: SweepResult, color: str, ax: Axes | None) -> Axes:
     if seen.size and seen.min() > 0:
         ax.set_yscale("log")
         # members that blow up would squeeze all others into a line
-        ax.set_ylim(seen.min() * 0.8, min(seen.max(), np.nanmax(losses[0]) * 10) * 1.2)
-    ax.set(xlabel="step", ylabel="loss", title=f"{len(result)} members")
+        ax.set_ylim(seen.min() * 0.8, min(seen.max(), losses[0][np.isfinite(losses[0])].max() * 10) * 1.2)
+    ax.set(xlabel="step", ylabel="loss, smoothed" if smooth else "loss", title=f"loss of {len(result)} members")
     _colorbar(ax, norm, color)
     return ax
 
@@ -111,7 +121,7 @@ def plot_metric(result: SweepResult, x: str, color: str | None, metric: str, ax:
 
 
 def plot_heat_map(result: SweepResult, x: str, y: str, metric: str, ax: Axes | None) -> Axes:
-    """Draw the final metric over two hypers: as cells where the members form a grid, else as points."""
+    """Draw the final metric over two hypers: as cells where the members form a grid, else as points and what lies between."""
     ax = _axes(ax)
     xs, ys = result.hypers[x], result.hypers[y]
     values = torch.where(_alive(result), result.metrics[metric], torch.nan).double()
@@ -124,14 +134,32 @@ def plot_heat_map(result: SweepResult, x: str, y: str, metric: str, ax: Axes | N
         _cells(ax, columns, rows, xs, ys, values, norm, colors, result.mode)
     else:
         good = torch.isfinite(values)
+        ax.set(xscale=_scale(result, x), yscale=_scale(result, y))
+        _surface(ax, result, x, y, values, good, norm, colors)
         ax.scatter(xs[good], ys[good], c=values[good], s=70, cmap=colors, norm=norm, edgecolors="white", linewidths=0.5)
         ax.plot(xs[~good], ys[~good], "x", color="tab:red", label="diverged")
-        ax.set(xscale=_scale(result, x), yscale=_scale(result, y))
         if not good.all():
             ax.legend()
     ax.set(xlabel=x, ylabel=y, title=f"final {metric} of {len(result)} members")
     _colorbar(ax, norm, metric, reverse)
     return ax
+
+
+def _surface(
+    ax: Axes, result: SweepResult, x: str, y: str, values: Tensor, good: Tensor, norm: Any, colors: str
+) -> None:
+    """Fill the plane between the points, linearly over the triangles that they span on the axes as drawn."""
+    from matplotlib.tri import Triangulation
+
+    at = [result.hypers[name][good].double() for name in (x, y)]
+    drawn = [values.log() if _scale(result, name) == "log" else values for name, values in zip((x, y), at, strict=True)]
+    unit = torch.stack([(d - d.min()) / (d.max() - d.min()).clamp_min(1e-12) for d in drawn])
+    if good.sum() < 4 or torch.linalg.matrix_rank(unit - unit.mean(1, keepdim=True), tol=1e-6) < 2:
+        return  # no triangles
+    triangles = Triangulation(*unit.numpy()).triangles
+    levels = np.linspace(norm.vmin, norm.vmax, 30) if norm.vmax > norm.vmin else None
+    ax.tricontourf(*(a.numpy() for a in at), triangles, values[good].numpy(), levels, cmap=colors, norm=norm, alpha=0.5, antialiased=True)
+    ax.use_sticky_edges = False  # keep the outermost points whole
 
 
 def _cells(

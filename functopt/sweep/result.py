@@ -147,9 +147,15 @@ class SweepResult:
             writer.writerows([["" if value is None else value for value in row] for row in rows])
 
     def plot(
-        self, x: str | None = None, y: str | None = None, *, color: str | None = None, metric: str | None = None,
+        self,
+        x: str | None = None,
+        y: str | None = None,
+        *,
+        color: str | None = None,
+        metric: str | None = None,
+        smooth: float = 0.9,
         ax: Axes | None = None,
-    ) -> Axes:  # fmt: skip
+    ) -> Axes:
         """Draw the sweep with matplotlib.
 
         ``plot()`` draws the loss curves, coloured by a hyper. ``plot(x="lr")`` draws the final metric against one hyper, and
@@ -158,8 +164,9 @@ class SweepResult:
         Args:
             x: the hyper along the horizontal axis.
             y: the hyper along the vertical axis of a heat map.
-            color: the hyper that colours curves or points; by default the first one of the space.
+            color: the hyper that colours curves or points; for curves the first one of the space.
             metric: which metric; by default the one that ranks the members.
+            smooth: the decay of a moving average over the recorded losses; 0 draws them as they are.
             ax: where to draw; by default a new figure.
 
         Returns:
@@ -178,7 +185,7 @@ class SweepResult:
             raise ValueError("plot: y needs an x")
         metric = metric or self.metric
         if x is None:
-            return plot_curves(self, color or next(iter(self.hypers)), ax)
+            return plot_curves(self, color or next(iter(self.hypers)), smooth, ax)
         if y is None:
             return plot_metric(self, x, color, metric, ax)
         return plot_heat_map(self, x, y, metric, ax)
