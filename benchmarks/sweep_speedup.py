@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
-import digits  # noqa: E402
-import sweep_digits as demo  # noqa: E402
+import digits
+import sweep_digits as demo
 
-import functopt as fo  # noqa: E402
+import functopt as fo
 
 
 def measure(members: int, repeats: int, alone: int, epochs: int, batch_size: int) -> str:

@@ -1,7 +1,7 @@
 """Train 64 configurations of a small network at once, and see which learns best.
 
-Every configuration has its own learning rate, weight decay and beta1. One batched program trains them all; then the same is
-timed the usual way, one run after the other with ``torch.optim.AdamW(fused=True)``.
+Every configuration has its own learning rate, weight decay and beta1. One batched program trains them all; then the
+same is timed the usual way, one run after the other with ``torch.optim.AdamW(fused=True)``.
 
     python examples/sweep_digits.py
     python examples/sweep_digits.py --dataset mnist --data ~/datasets --members 16 --epochs 3
@@ -96,7 +96,9 @@ def loss_fn(params: dict[str, Tensor], batch: Split) -> Tensor:
 def seconds_alone(params: dict[str, Tensor], batches: list[Split], hypers: dict[str, float]) -> float:
     """Train one configuration with torch.optim, and return how long it took."""
     pixels, hidden = params["hidden.weight"].shape
-    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, len(params["out.bias"])))
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, len(params["out.bias"]))
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), hypers["lr"], (hypers["beta1"], 0.999), weight_decay=hypers["weight_decay"], fused=True
     )
@@ -126,7 +128,9 @@ def main(arguments: list[str] | None = None) -> float:
     data = load(options.dataset, options.data, options.seed)
     batches = [*digits.batches(data.train, options.batch_size, options.epochs, options.seed)]
     params = init(data.train.images[0].numel(), options.hidden, int(data.train.labels.max()) + 1, options.seed)
-    print(f"{options.dataset}: {len(data.train.labels)} images to train on, {len(batches)} steps of {options.batch_size}")
+    print(
+        f"{options.dataset}: {len(data.train.labels)} images to train on, {len(batches)} steps of {options.batch_size}"
+    )
 
     def accuracy(params: dict[str, Tensor]) -> Tensor:
         return (forward(params, data.valid.images).argmax(-1) == data.valid.labels).double().mean()
@@ -164,10 +168,10 @@ def main(arguments: list[str] | None = None) -> float:
         sequential = statistics.median(times) * options.members
         running = result.seconds - result.first_step_seconds
         print(
-            f"one after the other with torch.optim.AdamW(fused=True) the {options.members} runs take {sequential:.0f} s "
-            f"(measured on {len(times)} of them: {min(times):.2f} to {max(times):.2f} s each); the sweep took "
-            f"{result.seconds:.1f} s, {sequential / result.seconds:.1f} times less, of which {result.first_step_seconds:.1f} s "
-            f"were compilation: {sequential / running:.1f} times less without it"
+            f"one after the other with torch.optim.AdamW(fused=True) the {options.members} runs take "
+            f"{sequential:.0f} s (measured on {len(times)} of them: {min(times):.2f} to {max(times):.2f} s each).\n"
+            f"the sweep took {result.seconds:.1f} s, {sequential / result.seconds:.1f} times less; "
+            f"without compilation ({result.first_step_seconds:.1f} s) {sequential / running:.1f} times less"
         )
     print(f"all of it took {time.perf_counter() - began:.0f} s")
     return test

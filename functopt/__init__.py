@@ -11,7 +11,7 @@ An optimizer is a pair of pure functions over pytrees, and its hyper-parameters 
 
 from functopt import tree
 from functopt.base import Transform, apply_updates, link, state_class
-from functopt.combine import ScheduledState, chain, combinator, rename, scheduled, sequence
+from functopt.combine import chain, combinator, rename, scheduled, sequence
 from functopt.compile import compile
 from functopt.ema import Ema
 from functopt.optimizers import adam, adamw, lamb, larc, nadam, qhadam, radam, ranger, rmsprop, sgd
@@ -47,3 +47,66 @@ from functopt.transforms.trust import scale_by_larc, scale_by_trust_ratio
 from functopt.wrappers.lookahead import lookahead
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Ema",
+    "StatefulOptimizer",
+    "SweepResult",
+    "Transform",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "apply_updates",
+    "chain",
+    "choice",
+    "clip",
+    "clip_by_global_norm",
+    "combinator",
+    "compile",
+    "constant_schedule",
+    "cosine_decay_schedule",
+    "cosine_onecycle_schedule",
+    "cosine_schedule",
+    "ema",
+    "exponential_decay",
+    "exponential_schedule",
+    "grid",
+    "identity",
+    "join",
+    "join_schedules",
+    "lamb",
+    "larc",
+    "linear_schedule",
+    "link",
+    "log_uniform",
+    "lookahead",
+    "nadam",
+    "polynomial_schedule",
+    "power_schedule",
+    "qhadam",
+    "radam",
+    "ranger",
+    "rename",
+    "rmsprop",
+    "scale",
+    "scale_by_adam",
+    "scale_by_larc",
+    "scale_by_lr",
+    "scale_by_nadam",
+    "scale_by_qhadam",
+    "scale_by_radam",
+    "scale_by_rms",
+    "scale_by_trust_ratio",
+    "scale_momentum_by_rms",
+    "scheduled",
+    "sequence",
+    "set_to_zero",
+    "sgd",
+    "shrink_weights",
+    "state_class",
+    "sweep",
+    "trace",
+    "tree",
+    "uniform",
+    "warmup_cosine_decay_schedule",
+]

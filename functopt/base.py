@@ -34,7 +34,8 @@ def state_class(cls: StateClass) -> StateClass:
 class Transform:
     """An optimizer, or one link of one: a frozen value that holds pure functions.
 
-    Make one with a recipe (``adamw(lr=1e-3)``), with :func:`chain <functopt.chain>`, or with the :func:`link` decorator.
+    Make one with a recipe (``adamw(lr=1e-3)``), with :func:`chain <functopt.chain>`, or with the :func:`link`
+    decorator.
 
     A transform prints as the call that made it, can be pickled, and equals every other that was made with equal
     arguments. It is not a pytree: it holds no numbers that a program computes with, only their defaults.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, ParamSpec
 
@@ -37,7 +38,10 @@ def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
     def make(*args: P.args, **kwargs: P.kwargs) -> Transform:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = [tx for tx in optree.tree_leaves(bound.arguments, none_is_leaf=True) if isinstance(tx, Transform)]
+        given: Tree = dict(bound.arguments)
+        counted = any(
+            isinstance(tx, Transform) and tx._counts_steps for tx in optree.tree_leaves(given, none_is_leaf=True)
+        )
         for name, value in bound.arguments.items():
             bound.arguments[name] = optree.tree_map(_uncounted, value, none_is_leaf=True)
         tx = definition(*bound.args, **bound.kwargs)
@@ -45,7 +49,7 @@ def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
             if tx._rebind is None:
                 tx.__dict__["_rebind"] = functools.partial(_rebind_arguments, make, bound)
             with_call(tx, make, *_call_arguments(bound))
-        if any(tx._counts_steps for tx in given) or any(has_schedule(value) for value in tx.hypers.values()):
+        if counted or any(has_schedule(value) for value in tx.hypers.values()):
             return scheduled(tx)
         return tx
 
@@ -150,7 +154,7 @@ def chain(*transforms: Transform) -> Transform:
     parts: list[Transform] = []
     for tx in transforms:
         parts.extend(tx._call[1] if tx._call and tx._call[0] is chain else (tx,))
-    for part, after in zip(parts, parts[1:], strict=False):
+    for part, after in itertools.pairwise(parts):
         if part.writes:
             raise ValueError(
                 f"chain: {part.name} writes the parameters itself, so nothing can stand after it: put {after.name} "
@@ -196,8 +200,8 @@ def chain(*transforms: Transform) -> Transform:
 def sequence(*optimizers: Transform) -> Transform:
     """Take the step of each optimizer after the other, with the same gradient, each from where the last one left.
 
-    ``p ← a.update(g, p)``, then ``p ← b.update(g, p)``. This is the list of *steppers* of fastai's first optimizers, and
-    differs from :func:`chain`, in which ``b`` transforms the updates of ``a`` and both see the same parameters. It
+    ``p ← a.update(g, p)``, then ``p ← b.update(g, p)``. This is the list of *steppers* of fastai's first optimizers,
+    and differs from :func:`chain`, in which ``b`` transforms the updates of ``a`` and both see the same parameters. It
     matters where a rule reads the parameters: in ``sequence(decay, lamb)`` LAMB's norm is that of decayed weights.
 
     Args:
@@ -281,7 +285,7 @@ def rename(tx: Transform, **names: str) -> Transform:
 class ScheduledState(NamedTuple):
     """The number of steps taken so far, beside the state of what is scheduled."""
 
-    count: Tensor  # 0-d, int64
+    count: Tensor  # 0-d, int64  # pyright: ignore[reportIncompatibleMethodOverride]
     inner: Tree
 
 

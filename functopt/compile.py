@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -52,8 +51,8 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
         return outputs[len(donate) :] if donate else outputs
 
     # A code object and name of its own. Torch keeps compiled graphs by code object, and gives up after eight for one.
-    # By name it remembers which floats have changed, such as a default of the optimizer in two calls of compile, and makes
-    # them symbols, which vmap cannot lower (torch 2.14: "x must be Tensor or scalar, got SymFloat").
+    # By name it remembers which floats have changed, such as a default of the optimizer in two calls of compile, and
+    # makes them symbols, which vmap cannot lower (torch 2.14: "x must be Tensor or scalar, got SymFloat").
     code = run.__code__.replace(co_name=f"{getattr(fn, '__name__', 'fn')}_{next(_serial)}")
     own = types.FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
     compiled = torch.compile(own, **{"fullgraph": True, **options})
@@ -88,10 +87,10 @@ def is_expanded(leaf: Tensor) -> bool:
 
 
 def _numbers_to_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    leaves = optree.tree_leaves(args)
+    leaves = tree.leaves(args)
     if not any(isinstance(leaf, float) for leaf in leaves):
         return args
     like = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), torch.zeros(()))
     dtype = accumulator_dtype(like.dtype)
     convert = lambda leaf: torch.tensor(leaf, dtype=dtype, device=like.device) if isinstance(leaf, float) else leaf
-    return optree.tree_map(convert, args)
+    return tree.map(convert, args)

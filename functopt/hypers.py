@@ -1,4 +1,4 @@
-"""Hyper-parameters as data: which values a hyper may have, how they are compared, and what is said when one is wrong."""
+"""Hyper-parameters as data: which values a hyper may have, how two compare, and what is said of a wrong one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def check_hyper(who: str, name: str, value: Any, params: Tree = None, *, schedul
             check_number(who, name, leaf)
         else:
             raise TypeError(
-                f"{who}: {name} is a {type(leaf).__name__}; expected a number, 0-d tensor or schedule{_lambda_hint(leaf)}"
+                f"{who}: {name} is a {type(leaf).__name__}; expected a number, 0-d tensor or schedule"
+                f"{_lambda_hint(leaf)}"
             )
     if params is not None and not isinstance(value, Tensor):
         problem = tree.prefix_problem(value, params)

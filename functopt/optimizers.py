@@ -74,7 +74,8 @@ def sgd(
 ) -> Transform:
     """Stochastic gradient descent with momentum, as ``torch.optim.SGD``.
 
-    ``g ← g + weight_decay·p``, ``m ← momentum·m + (1 - dampening)·g`` (the first gradient enters whole), ``p ← p - lr·m``.
+    ``g ← g + weight_decay·p``, ``m ← momentum·m + (1 - dampening)·g`` (the first gradient enters whole), ``p ← p -
+    lr·m``.
 
     Args:
         lr: learning rate.
@@ -189,7 +190,8 @@ def adamw(
 ) -> Transform:
     """Adam with decoupled weight decay, as ``torch.optim.AdamW``.
 
-    ``p ← p - lr·(m̂/(√v̂ + eps) + weight_decay·p)``. Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (2019).
+    ``p ← p - lr·(m̂/(√v̂ + eps) + weight_decay·p)``. Loshchilov & Hutter, "Decoupled Weight Decay Regularization"
+    (2019).
 
     Args:
         lr: learning rate; it multiplies the decay too.
@@ -232,9 +234,10 @@ def nadam(
         weight_decay: factor of the decay.
         momentum_decay: speed of the momentum schedule; only the form ``"torch"`` has one, and this hyper.
         form: ``"torch"``: with the paper's momentum schedule, as ``torch.optim.NAdam``
-            (:func:`scale_by_nadam <functopt.scale_by_nadam>`). ``"optax"``: constant momentum, each term of the numerator
-            debiased by its own step's weight. ``"article"``: constant momentum, ``(β1·m + (1 - β1)·g)/(1 - β1^t)``.
-            ``"article_raw"``: the same without debiasing, which is what fastai's article computes line by line.
+            (:func:`scale_by_nadam <functopt.scale_by_nadam>`). ``"optax"``: constant momentum, each term of the
+            numerator debiased by its own step's weight. ``"article"``: constant momentum, ``(β1·m + (1 - β1)·g)/(1 -
+            β1^t)``. ``"article_raw"``: the same without debiasing, which is what fastai's article computes line by
+            line.
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
         maximize: ascend.
@@ -275,7 +278,8 @@ def radam(
         weight_decay: factor of the decay.
         threshold: where rectification begins (the paper: 4).
         softplus_beta: smoothing of the denominator (fastai's ``beta``), none if 0.
-        eps_debiased: where ``eps`` stands, see :func:`scale_by_radam <functopt.scale_by_radam>`; true in optax and fastai.
+        eps_debiased: where ``eps`` stands, see :func:`scale_by_radam <functopt.scale_by_radam>`; true in optax and
+            fastai.
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
         maximize: ascend.
@@ -374,8 +378,9 @@ def lamb(
         eps: added to the denominator.
         weight_decay: factor of the decay.
         form: ``"paper"``: 2-norms, the decay inside ``u``, no cut, as in optax. ``"notebook"``: root mean squares, the
-            ratio cut at 10, a leaf of zeros stays (fastai's notebook). ``"fastai"``: the same norms and cut, but the decay
-            stands outside: the weights decay first, ``u`` is without it, and a leaf of zeros moves (fastai's library).
+            ratio cut at 10, a leaf of zeros stays (fastai's notebook). ``"fastai"``: the same norms and cut, but the
+            decay stands outside: the weights decay first, ``u`` is without it, and a leaf of zeros moves (fastai's
+            library).
         debias: see :func:`scale_by_adam <functopt.scale_by_adam>`; it matters when the betas change between steps.
         decoupled: only for ``"fastai"``: if false the decay is added to the gradient.
         mask: which leaves decay.

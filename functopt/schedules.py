@@ -1,7 +1,8 @@
 """Schedules: hypers that are functions of the step.
 
 A schedule is a named tuple of numbers or tensors that can be called with the step, so it is a pytree: it passes through
-``vmap`` and ``compile`` like any hyper, and its own settings can be swept and differentiated. Write your own the same way::
+``vmap`` and ``compile`` like any hyper, and its own settings can be swept and differentiated. Write your own the same
+way::
 
     class InverseSqrt(NamedTuple):
         init_value: float
@@ -218,7 +219,7 @@ def cosine_schedule(init_value: Number, end_value: Number, transition_steps: Num
 
 def cosine_decay_schedule(
     init_value: Number, decay_steps: Number = 1, alpha: Number = 0.0, exponent: Number = 1.0
-) -> Cosine:
+) -> CosineDecay:
     """Decay from ``init_value`` to ``alpha·init_value`` along half a cosine.
 
     ``init·((1 - alpha)·((1 + cos(π·s))/2)^exponent + alpha)``. Loshchilov & Hutter, "SGDR" (2017).
@@ -230,13 +231,17 @@ def cosine_decay_schedule(
 def exponential_decay(
     init_value: Number, transition_steps: Number, decay_rate: Number, transition_begin: Number = 0
 ) -> Exponential:
-    """Multiply by ``decay_rate`` every ``transition_steps``: ``init·decay_rate^((step - transition_begin)/transition_steps)``."""
+    """Multiply by ``decay_rate`` every ``transition_steps``.
+
+    ``init·decay_rate^((step - transition_begin)/transition_steps)``, and ``init`` before ``transition_begin``.
+    """
     _check("exponential_decay", transition_steps=transition_steps, decay_rate=decay_rate)
     return Exponential(init_value, decay_rate, transition_steps, transition_begin)
 
 
 def exponential_schedule(init_value: Number, end_value: Number, transition_steps: Number = 1) -> Geometric:
-    """Go from ``init_value`` to ``end_value`` by a constant factor: fastai's ``SchedExp``, and the course of its LR finder.
+    """Go from ``init_value`` to ``end_value`` by a constant factor: fastai's ``SchedExp``, and the course of its LR
+    finder.
 
     ``init·(end/init)^s`` with ``s = step/transition_steps``, held to [0, 1]. Both values are positive.
     """
@@ -252,11 +257,11 @@ def _check_parts(who: str, schedules: Sequence[Any], numbers: Sequence[Number], 
             raise TypeError(f"{who}: part {i} is a {type(schedule).__name__}, expected a schedule")
 
 
-def join(fractions: Sequence[float], schedules: Sequence[Any], transition_steps: Number = 1) -> Join:
+def join(fractions: Sequence[Number], schedules: Sequence[Any], transition_steps: Number = 1) -> Join:
     """Run schedules one after the other, each for a fraction of the whole: fastai's ``combine_scheds``.
 
-    Part ``i`` covers the positions from ``sum(fractions[:i])`` on, and sees its own position in [0, 1], so its parts are
-    schedules of length 1. At a boundary the later part applies.
+    Part ``i`` covers the positions from ``sum(fractions[:i])`` on, and sees its own position in [0, 1], so its parts
+    are schedules of length 1. At a boundary the later part applies.
 
     Args:
         fractions: positive, adding up to 1.
@@ -303,8 +308,8 @@ def cosine_onecycle_schedule(
     """Rise to ``peak_value`` and fall again, along half cosines: the one-cycle policy.
 
     From ``peak/div_factor`` up to ``peak`` in ``pct_start·transition_steps`` steps, then down to
-    ``peak/(div_factor·final_div_factor)``. Smith & Topin, "Super-Convergence" (2018). torch's ``OneCycleLR`` has its peak
-    one step earlier (its phases end *at* their last step).
+    ``peak/(div_factor·final_div_factor)``. Smith & Topin, "Super-Convergence" (2018). torch's ``OneCycleLR`` has its
+    peak one step earlier (its phases end *at* their last step).
     """
     _check("cosine_onecycle_schedule", transition_steps=transition_steps)
     start = peak_value / div_factor
@@ -322,8 +327,8 @@ def warmup_cosine_decay_schedule(
 ) -> Join:
     """Warm up linearly, then decay along half a cosine.
 
-    From ``init_value`` to ``peak_value`` in ``warmup_steps``, then to ``end_value`` at step ``decay_steps``, which includes
-    the warm-up, as in optax.
+    From ``init_value`` to ``peak_value`` in ``warmup_steps``, then to ``end_value`` at step ``decay_steps``, which
+    includes the warm-up, as in optax.
 
     Raises:
         ValueError: ``decay_steps`` is not greater than ``warmup_steps``.

@@ -104,8 +104,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         for name, default in self.tx.hypers.items():
             # copied, because LR schedulers write into tensors: neither the defaults nor another group may change
             group[name] = _copied(group.get(name, default))
-            counts = self._state is None or self._tx._counts_steps
-            check_hyper("StatefulOptimizer", name, group[name], schedules=counts)
+            counted = self._state is None or self._tx._counts_steps
+            check_hyper("StatefulOptimizer", name, group[name], schedules=counted)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
             _check_unique(group["params"])
@@ -215,8 +215,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
         owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)} | {SHARED: "shared"}
         saved = {(i, name): value for i, own in state_dict["state"].items() for name, value in own.items()}
         values = {}
-        own = entries(self._state, owners.keys() - {SHARED})
-        for (key, name), leaf in own.items():
+        for (key, name), leaf in entries(self._state, owners.keys() - {SHARED}).items():
             value = saved.pop((owners[key], name), None)
             if not isinstance(value, Tensor) or value.shape != leaf.shape:
                 whose = "the optimizer" if key is SHARED else f"parameter {key!r}"
@@ -227,8 +226,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 )
             values[key, name] = value.detach().to(leaf, copy=True)
         if saved:
-            names = sorted({name for _, name in saved})
-            raise ValueError(f"load_state_dict: nothing here is called {names}. Was it made by another optimizer?")
+            extra = sorted({name for _, name in saved})
+            raise ValueError(f"load_state_dict: nothing here is called {extra}. Was it made by another optimizer?")
         self._state = fill(self._state, owners.keys() - {SHARED}, values)
         self.param_groups = groups
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -295,12 +294,10 @@ def _value(value: Any, key: Any, name: str) -> Any:
 
 
 def _check_unique(params: list[Any]) -> None:
-    seen: dict[int, int] = {}
-    for i, entry in enumerate(params):
-        param = entry[1] if isinstance(entry, tuple) else entry
-        if id(param) in seen:
-            raise ValueError(f"StatefulOptimizer: parameter {i} of the group is parameter {seen[id(param)]} again")
-        seen[id(param)] = i
+    ids = [id(entry[1] if isinstance(entry, tuple) else entry) for entry in params]
+    for i, param in enumerate(ids):
+        if ids.index(param) < i:
+            raise ValueError(f"StatefulOptimizer: parameter {i} of the group is parameter {ids.index(param)} again")
 
 
 def _dense(grad: Any, key: Any) -> Tensor:

@@ -19,6 +19,7 @@ from functopt.numerics import accumulator_dtype, sqrt
 __all__ = [
     "check_same",
     "get",
+    "leaves",
     "leaves_with_paths",
     "map",
     "member",
@@ -133,7 +134,7 @@ def _rebuild(node: Tree, keys: Sequence[Any], children: list[Any]) -> Tree:
 
 
 def prefix_problem(tree: Tree, full: Tree, *, exact: bool = False) -> str:
-    """Say where ``tree`` stops being a prefix of ``full`` (with ``exact``: the same structure); empty if it does not."""
+    """Say where ``tree`` stops being a prefix of ``full``, or with ``exact`` of its structure; empty if nowhere."""
     try:
         map(lambda *_: None, full, tree)
     except _MismatchError as mismatch:
@@ -162,6 +163,11 @@ def describe(tree: Tree) -> str:
 def path_name(path: Sequence[Any]) -> str:
     """Join the keys of a path with dots; the path of a bare leaf is ``"(root)"``."""
     return ".".join(str(key) for key in path) or "(root)"
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """Return the leaves of a tree, depth first, dicts in the order of their keys."""
+    return optree.tree_leaves(tree)
 
 
 def leaves_with_paths(tree: Tree) -> Iterator[tuple[str, Any]]:
@@ -336,8 +342,10 @@ def scalars(params: Tree, *hypers: Tree, value: float = 0.0) -> Tree:
             differ in structure, the result has one scalar for each leaf of ``params``.
         value: what the scalars hold.
     """
-    structures = [optree.tree_structure(hyper, is_leaf=is_schedule) for hyper in hypers or (0.0,)]
-    like = (hypers or (0.0,))[0] if all(structure == structures[0] for structure in structures) else params
+    like: Tree = hypers[0] if hypers else value
+    structures = [optree.tree_structure(hyper, is_leaf=is_schedule) for hyper in hypers]
+    if any(structure != structures[0] for structure in structures):
+        like = params
     return optree.tree_map(
         lambda _, below: _scalar(optree.tree_leaves(below)[0], value), like, params, is_leaf=is_schedule
     )

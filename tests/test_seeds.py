@@ -43,7 +43,10 @@ def close(got: Any, want: Any, what: str = "", atol: float = ATOL) -> None:
 
 def notebook(family: str, variant: dict, h: dict) -> fo.Transform:
     """Section A: fastai's notebook, whose decay runs after the step unless the variant says otherwise."""
-    wd, moments = h.get("wd", 0.0), {k: h[n] for k, n in (("beta1", "mom"), ("beta2", "sqr_mom"), ("eps", "eps")) if n in h}
+    wd, moments = (
+        h.get("wd", 0.0),
+        {k: h[n] for k, n in (("beta1", "mom"), ("beta2", "sqr_mom"), ("eps", "eps")) if n in h},
+    )
     if family.startswith("sgd"):
         return fo.chain(fo.add_decayed_weights(wd), fo.scale_by_lr()) if variant["decay"] else fo.scale_by_lr()
     if family.startswith("momentum"):
@@ -128,11 +131,12 @@ def at(hypers: dict[str, Any], step: int) -> dict[str, float]:
     return {k: float(v[step]) if isinstance(v, torch.Tensor) else v for k, v in hypers.items()}
 
 
-def run(case: dict) -> tuple[list[str], torch.Tensor, Any]:
+def data_of(case: dict) -> tuple[list[str], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The leaves of a case, their gradients at every step, and their initial values."""
     leaves = list(SPEC["data"][case["data"]]["shapes"])
     grads = {leaf: array(f"data/{case['data']}/grads/{leaf}") for leaf in leaves}
     init = {leaf: array(f"data/{case['data']}/init/{leaf}") for leaf in leaves}
-    return leaves, grads, init  # pyright: ignore[reportReturnType]
+    return leaves, grads, init
 
 
 def steps_of(case: dict) -> int:
@@ -201,7 +205,7 @@ def is_missing(case: dict, leaf: str, step: int) -> bool:
 
 @pytest.mark.parametrize("case", [c for c in TRAJECTORIES if "no_grad" not in c], ids=lambda case: case["name"])
 def test_trajectory_of_the_pure_functions(case):
-    leaves, grads, params = run(case)
+    leaves, grads, params = data_of(case)
     tx = build(case)
     hypers = plan(case, tx)
     state, rows = tx.init(params), {leaf: [params[leaf]] for leaf in leaves}
@@ -218,7 +222,7 @@ def test_trajectory_of_the_pure_functions(case):
 
 @pytest.mark.parametrize("case", TRAJECTORIES, ids=lambda case: case["name"])
 def test_trajectory_of_the_wrapper(case):
-    leaves, grads, init = run(case)
+    leaves, grads, init = data_of(case)
     tx = build(case)
     hypers = plan(case, tx)
     params = {leaf: torch.nn.Parameter(init[leaf].clone()) for leaf in leaves}
@@ -288,7 +292,9 @@ def build_schedule(case: dict) -> Any:
     if kind == "combine_scheds":
         return fo.join(case["pcts"], [SCHEDULES[name](*args) for name, *args in case["scheds"]])
     if kind == "combined_cos":
-        pct, start, middle, end = (torch.tensor(a, dtype=torch.float64) if isinstance(a, list) else a for a in case["args"])
+        pct, start, middle, end = (
+            torch.tensor(a, dtype=torch.float64) if isinstance(a, list) else a for a in case["args"]
+        )
         return fo.join([pct, 1 - pct], [fo.cosine_schedule(start, middle), fo.cosine_schedule(middle, end)])
     return SCHEDULES[kind](*case["args"])
 

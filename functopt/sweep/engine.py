@@ -65,8 +65,8 @@ def sweep(
     step at which it happened. It never touches another: their results are bit for bit what they would have been.
 
     How the kinds of a space go together: every *grid* is combined with every other, so that their sizes multiply;
-    explicit *lists* are read member by member; *draws* (``log_uniform``, ``uniform``, ``choice``) give each member its own
-    value. ``members``, the product of the grids and the length of each list must all be the same number; where only
+    explicit *lists* are read member by member; *draws* (``log_uniform``, ``uniform``, ``choice``) give each member its
+    own value. ``members``, the product of the grids and the length of each list must all be the same number; where only
     draws are given, ``members`` says it. A plain number is the same for all. A schedule may hold any of these in its
     settings: ``{"lr": cosine_decay_schedule(log_uniform(1e-4, 1e-1), 1000)}``.
 
@@ -83,8 +83,8 @@ def sweep(
         seed: of the draws, and of the first member's parameters.
         steps: stop after this many; by default when the batches end.
         record_every: keep the losses of every so many steps. They stay on the device; nothing waits for them.
-        eval_fn: ``(params) -> metric``, or a dict of metrics, for one member: what the members are ranked by. Called when
-            training ends.
+        eval_fn: ``(params) -> metric``, or a dict of metrics, for one member: what the members are ranked by. Called
+            when training ends.
         eval_every: call ``eval_fn`` every so many steps too, and keep each member's best.
         metric: which metric ranks the members; by default the first one. Without ``eval_fn`` it is the mean of the last
             tenth of the recorded losses.
@@ -107,8 +107,8 @@ def sweep(
     if record_every < 1 or (eval_every is not None and eval_every < 1):
         raise ValueError("sweep: record_every and eval_every must be at least 1")
     start = _initial(params, count, seed, stacked)
-    like = optree.tree_leaves(start)[0]
-    hypers = tree.map(lambda value: _to(value, like), hypers)
+    like = tree.leaves(start)[0]
+    hypers = _map_hypers(lambda value: _to(value, like), hypers)
     source = iter(batches)
     first = next(source, _NOTHING)
     if first is _NOTHING:
@@ -165,7 +165,7 @@ _NOTHING = object()
 
 
 def _length(hypers: Mapping[str, Any]) -> int:
-    return len(optree.tree_leaves(hypers)[0])
+    return len(tree.leaves(hypers)[0])
 
 
 def _check_mode(mode: str | None, eval_fn: Any) -> str:
@@ -176,6 +176,12 @@ def _check_mode(mode: str | None, eval_fn: Any) -> str:
     if mode not in ("max", "min"):
         raise ValueError("sweep: say which metric of eval_fn is better: mode='max' or mode='min'")
     return mode
+
+
+def _map_hypers(f: Callable[[Tensor], Tensor], hypers: Any) -> dict[str, Any]:
+    """Apply a function to every number of the hypers, those inside schedules too."""
+    out: Any = optree.tree_map(f, hypers)
+    return out
 
 
 def _to(value: Tensor, like: Tensor) -> Tensor:
@@ -238,11 +244,11 @@ def _check_names(hypers: dict[str, Any], tx: Transform, loss_fn: Callable[..., A
     if not _takes_hypers(loss_fn):
         for name in others:
             raise KeyError(
-                f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third argument: "
-                "loss_fn(params, batch, hypers)."
+                f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third "
+                "argument: loss_fn(params, batch, hypers)."
             )
         return
-    asked = _Recording(tree.map(lambda value: value[0], hypers))
+    asked = _Recording(_map_hypers(lambda value: value[0], hypers))
     with torch.no_grad():
         loss_fn(params, batch, asked)
     for name in others:
@@ -275,7 +281,7 @@ def _take(first: Any, rest: Iterator[Any], steps: int | None) -> Iterator[Any]:
 def _step_function(
     loss_fn: Callable[..., Any], tx: Transform, randomness: str, compiled: bool
 ) -> Callable[[Members, dict[str, Any], Any], tuple[Members, Tensor]]:
-    """Return the step of all members; the same one for equal arguments, so that a second sweep does not compile again."""
+    """Return the step of all members: the same for equal arguments, so that a second sweep compiles nothing."""
     with_hypers = _takes_hypers(loss_fn)
 
     def member(params: Tree, state: Tree, alive: Tensor, hypers: dict[str, Any], batch: Any) -> tuple[Any, ...]:
@@ -284,7 +290,7 @@ def _step_function(
         own = {name: value for name, value in hypers.items() if name in tx.hypers}
         new_params, new_state = tx.update(grads, state, params, own)
         finite = torch.isfinite(loss)
-        for leaf in optree.tree_leaves(new_params):
+        for leaf in tree.leaves(new_params):
             finite = finite & torch.isfinite(leaf).all()
         alive = alive & finite
         keep = lambda new, old: torch.where(alive, new, old)

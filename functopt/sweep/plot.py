@@ -121,7 +121,7 @@ def plot_metric(result: SweepResult, x: str, color: str | None, metric: str, ax:
 
 
 def plot_heat_map(result: SweepResult, x: str, y: str, metric: str, ax: Axes | None) -> Axes:
-    """Draw the final metric over two hypers: as cells where the members form a grid, else as points and what lies between."""
+    """Draw the final metric over two hypers: cells where the members form a grid, else points and what lies between."""
     ax = _axes(ax)
     xs, ys = result.hypers[x], result.hypers[y]
     values = torch.where(_alive(result), result.metrics[metric], torch.nan).double()
@@ -154,11 +154,13 @@ def _surface(
     at = [result.hypers[name][good].double() for name in (x, y)]
     drawn = [values.log() if _scale(result, name) == "log" else values for name, values in zip((x, y), at, strict=True)]
     unit = torch.stack([(d - d.min()) / (d.max() - d.min()).clamp_min(1e-12) for d in drawn])
-    if good.sum() < 4 or torch.linalg.matrix_rank(unit - unit.mean(1, keepdim=True), tol=1e-6) < 2:
-        return  # no triangles
-    triangles = Triangulation(*unit.numpy()).triangles
-    levels = np.linspace(norm.vmin, norm.vmax, 30) if norm.vmax > norm.vmin else None
-    ax.tricontourf(*(a.numpy() for a in at), triangles, values[good].numpy(), levels, cmap=colors, norm=norm, alpha=0.5, antialiased=True)
+    spread = torch.linalg.matrix_rank(unit - unit.mean(1, keepdim=True), tol=1e-6)
+    if good.sum() < 4 or spread < 2 or norm.vmax <= norm.vmin:
+        return  # no triangles, or nothing to tell apart
+    points: Any = [values.numpy() for values in at]
+    triangles: Any = Triangulation(*unit.numpy()).triangles
+    levels: Any = np.linspace(norm.vmin, norm.vmax, 30)
+    ax.tricontourf(*points, triangles, values[good].numpy(), levels, cmap=colors, norm=norm, alpha=0.5)  # pyright: ignore[reportCallIssue, reportArgumentType]
     ax.use_sticky_edges = False  # keep the outermost points whole
 
 

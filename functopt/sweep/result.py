@@ -33,8 +33,8 @@ class SweepResult:
             after a member diverged.
         loss_steps: the step of each row, counted from 0.
         diverged_at: the step, counted from 0, at which a member's loss or parameters stopped being finite; -1 if never.
-        metrics: the metrics of ``eval_fn`` after training, by name; without one, ``loss``: the mean of the last tenth of
-            the recorded losses.
+        metrics: the metrics of ``eval_fn`` after training, by name; without one, ``loss``: the mean of the last tenth
+            of the recorded losses.
         best_metrics: each member's metrics at the evaluation where the ranking metric was best.
         metric: the metric that ranks the members.
         mode: ``"max"`` or ``"min"``.
@@ -139,7 +139,7 @@ class SweepResult:
         return _plain_table(names, shown, footer)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line for each member, best first, with full precision; a member that diverged says at which step."""
+        """Write a line for each member, best first, with full precision and the step at which it diverged, if any."""
         names, rows = self._rows()
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -158,8 +158,9 @@ class SweepResult:
     ) -> Axes:
         """Draw the sweep with matplotlib.
 
-        ``plot()`` draws the loss curves, coloured by a hyper. ``plot(x="lr")`` draws the final metric against one hyper, and
-        ``plot(x="lr", y="weight_decay")`` a heat map of it over two. Axes are logarithmic where the space is.
+        ``plot()`` draws the loss curves, coloured by a hyper. ``plot(x="lr")`` draws the final metric against one
+        hyper, and ``plot(x="lr", y="weight_decay")`` a heat map of it over two. Axes are logarithmic where the space
+        is.
 
         Args:
             x: the hyper along the horizontal axis.

@@ -45,8 +45,8 @@ class ScaleByRmsState(NamedTuple):
 def scale_by_rms(decay=0.99, eps=1e-8, *, centered: bool = False, eps_in_sqrt: bool = False) -> Any:
     """Divide by the root of the running mean square: RMSProp.
 
-    ``v ← decay·v + (1 - decay)·g²`` and ``u = g / (√v + eps)``, without bias correction. Tieleman & Hinton, "Lecture 6.5 -
-    RMSProp" (2012); centered: Graves, "Generating sequences with recurrent neural networks" (2013).
+    ``v ← decay·v + (1 - decay)·g²`` and ``u = g / (√v + eps)``, without bias correction. Tieleman & Hinton, "Lecture
+    6.5 - RMSProp" (2012); centered: Graves, "Generating sequences with recurrent neural networks" (2013).
 
     The defaults are those of ``torch.optim.RMSprop``; optax's ``scale_by_rms`` has ``decay=0.9, eps_in_sqrt=True``.
 
@@ -63,8 +63,10 @@ def scale_by_rms(decay=0.99, eps=1e-8, *, centered: bool = False, eps_in_sqrt: b
 
     def transform(updates, state, params, decay, eps):
         nu = state.nu.update(_squares(updates), decay)
-        mu = state.mu.update(updates, decay) if centered else ()
-        variance = tree.map(lambda v, m: v - m.square(), nu.total, mu.total) if centered else nu.total
+        mu, variance = (), nu.total
+        if centered:
+            mu = state.mu.update(updates, decay)
+            variance = tree.map(lambda v, m: v - m.square(), nu.total, mu.total)
 
         def rescale(g, v, eps):
             return g / sqrt(v + eps) if eps_in_sqrt else g / (sqrt(v) + eps)
@@ -86,8 +88,8 @@ class ScaleByMomentumOverRmsState(NamedTuple):
 def scale_momentum_by_rms(momentum=0.9, decay=0.99, eps=1e-8) -> Any:
     """Divide the momentum of the *gradient* by its root mean square: fastai's RMSProp with momentum.
 
-    ``m ← momentum·m + g``, ``v ← decay·v + (1 - decay)·g²``, ``u = m / (√v + eps)``. ``torch.optim.RMSprop`` instead takes
-    the momentum of ``g / (√v + eps)``: that is ``chain(scale_by_rms(), trace())``.
+    ``m ← momentum·m + g``, ``v ← decay·v + (1 - decay)·g²``, ``u = m / (√v + eps)``. ``torch.optim.RMSprop`` instead
+    takes the momentum of ``g / (√v + eps)``: that is ``chain(scale_by_rms(), trace())``.
 
     Args:
         momentum: what is kept of the buffer.
@@ -254,8 +256,8 @@ def scale_by_radam(
     ``r = √((ρ - 4)(ρ - 2)ρ∞ / ((ρ∞ - 4)(ρ∞ - 2)ρ))``. Liu et al., "On the Variance of the Adaptive Learning Rate and
     Beyond" (2020), which rectifies where ``ρ > 4``; torch and fastai where ``ρ > 5``, optax where ``ρ ≥ 5``.
 
-    ``ρ`` is computed as ``2·age - 1``, where ``age`` is the average age of the squared gradients in ``v``: the same number
-    for a constant ``β2``, without the formula's cancellation, and meaningful when ``β2`` is scheduled.
+    ``ρ`` is computed as ``2·age - 1``, where ``age`` is the average age of the squared gradients in ``v``: the same
+    number for a constant ``β2``, without the formula's cancellation, and meaningful when ``β2`` is scheduled.
 
     Args:
         beta1: what is kept of the mean.
@@ -263,8 +265,8 @@ def scale_by_radam(
         eps: added to the denominator.
         eps_root: added under the root.
         threshold: where rectification begins.
-        softplus_beta: if not 0, the denominator is smoothed to ``log(1 + exp(beta·d))/beta`` (fastai's ``beta``; d itself
-            where ``beta·d > 20``).
+        softplus_beta: if not 0, the denominator is smoothed to ``log(1 + exp(beta·d))/beta`` (fastai's ``beta``; d
+            itself where ``beta·d > 20``).
         eps_debiased: where ``eps`` stands: ``√(v/(1 - β2^t)) + eps`` (optax, fastai), or if false
             ``(√v + eps)/√(1 - β2^t)``, as in ``torch.optim.RAdam``.
     """

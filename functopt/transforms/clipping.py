@@ -31,8 +31,8 @@ def clip_by_global_norm(max_norm) -> Any:
     """Shrink all updates together so that their joint 2-norm is at most ``max_norm``.
 
     ``u ← u·max_norm/‖u‖`` if ``‖u‖ > max_norm``, else ``u`` unchanged, bit for bit; ``‖u‖`` runs over all leaves and is
-    summed in float32 at least. torch's ``clip_grad_norm_`` divides by ``‖u‖ + 1e-6`` instead. Pascanu, Mikolov & Bengio,
-    "On the difficulty of training recurrent neural networks" (2013).
+    summed in float32 at least. torch's ``clip_grad_norm_`` divides by ``‖u‖ + 1e-6`` instead. Pascanu, Mikolov &
+    Bengio, "On the difficulty of training recurrent neural networks" (2013).
 
     Args:
         max_norm: the largest norm.

@@ -39,11 +39,8 @@ def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
     def transform(updates, state, params, momentum, dampening):
         coefficient = tree.map(lambda w, d: 1 - d * (w != 0).to(w.dtype), state.trace.weight, dampening)
         new = state.trace.update(updates, momentum, coefficient)
-        if nesterov:
-            updates = tree.map(lambda u, t, m: u + m * t, updates, new.total, momentum)
-        else:
-            updates = new.total
-        return updates, TraceState(new)
+        ahead = lambda u, t, m: u + m * t
+        return tree.map(ahead, updates, new.total, momentum) if nesterov else new.total, TraceState(new)
 
     return init, transform
 

@@ -38,8 +38,8 @@ def scale_by_trust_ratio(
         max_ratio: the ratio is cut here (fastai: 10).
         norm: ``"l2"``, or ``"rms"`` for the root of the mean square, with which the size of a leaf does not matter.
         one_at_zero: if the parameters or the updates of a leaf are all zero the ratio is 1, so that a leaf that
-            starts at zero can move (optax, fastai's library). If false, zero parameters give the ratio 0: the leaf stays
-            where it is (fastai's notebook).
+            starts at zero can move (optax, fastai's library). If false, zero parameters give the ratio 0: the leaf
+            stays where it is (fastai's notebook).
 
     Raises:
         ValueError: ``norm`` has another value.
@@ -76,9 +76,9 @@ class ScaleByLarcState(NamedTuple):
 def scale_by_larc(momentum=0.9, trust_coefficient=0.02, eps=1e-8, weight_decay=0.0, *, clip: bool = True) -> Any:
     """Scale the momentum of every leaf by a ratio taken from its present gradient: LARC.
 
-    ``m ← momentum·m + g``, ``q = trust_coefficient·‖p‖/(‖g‖ + weight_decay·‖p‖ + eps)`` and ``u = min(q, 1)·m``, or ``q·m``
-    if not clipped. The decay only enters the ratio here; chain it with the decay of your choice. You et al., "Large Batch
-    Training of Convolutional Networks" (2017), which scales the gradient *before* the momentum (LARS:
+    ``m ← momentum·m + g``, ``q = trust_coefficient·‖p‖/(‖g‖ + weight_decay·‖p‖ + eps)`` and ``u = min(q, 1)·m``, or
+    ``q·m`` if not clipped. The decay only enters the ratio here; chain it with the decay of your choice. You et al.,
+    "Large Batch Training of Convolutional Networks" (2017), which scales the gradient *before* the momentum (LARS:
     ``chain(scale_by_trust_ratio(), trace())``); this order, and the clipping, are NVIDIA's and fastai's.
 
     Args:

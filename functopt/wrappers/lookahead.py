@@ -21,7 +21,7 @@ __all__ = ["LookaheadState", "lookahead"]
 class LookaheadState(NamedTuple):
     """The number of steps taken, the slow weights, and the state of the fast optimizer."""
 
-    count: Tensor  # 0-d, int64
+    count: Tensor  # 0-d, int64  # pyright: ignore[reportIncompatibleMethodOverride]
     slow: Tree
     inner: Tree
 
@@ -30,11 +30,13 @@ class LookaheadState(NamedTuple):
 def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: Any = 0.5) -> Transform:
     """Let slow weights follow the fast ones, and pull the fast ones back to them every few steps.
 
-    Every ``sync_period``-th step, after the fast step: ``slow ← slow + slow_step_size·(p - slow)``, then ``p ← slow``. The
-    state of the fast optimizer goes on. Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back" (2019), where
-    these are ``k`` and ``α``. Defaults are fastai's; optax has none, and keeps the slow weights with the parameters.
+    Every ``sync_period``-th step, after the fast step: ``slow ← slow + slow_step_size·(p - slow)``, then ``p ← slow``.
+    The state of the fast optimizer goes on. Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back" (2019),
+    where these are ``k`` and ``α``. Defaults are fastai's; optax has none, and keeps the slow weights with the
+    parameters.
 
-    It writes the parameters itself, so it is the last of a chain: ``chain(clip_by_global_norm(1.0), lookahead(adam()))``.
+    It writes the parameters itself, so it is the last of a chain: ``chain(clip_by_global_norm(1.0),
+    lookahead(adam()))``.
 
     Args:
         fast_optimizer: any optimizer.
