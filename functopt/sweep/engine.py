@@ -129,7 +129,7 @@ def sweep(
     began = time.perf_counter()
     first_step = 0.0
     done = 0
-    with Progress(total, count, show=progress) as bar:
+    with Progress(total, count, show=progress, at_first="compiling" if compile else "") as bar:
         for batch in _take(first, source, steps):
             carry, losses = step_fn(carry, hypers, batch)
             if done % record_every == 0:

@@ -21,9 +21,10 @@ class Progress:
     It uses tqdm if that is installed, else one line that it writes itself.
     """
 
-    def __init__(self, total: int | None, members: int, *, show: bool | None) -> None:
+    def __init__(self, total: int | None, members: int, *, show: bool | None, at_first: str = "") -> None:
         self._show = sys.stderr.isatty() if show is None else show
         self._total, self._members = total, members
+        self._at_first = at_first  # what it does before the first step is done
         self._bar: Any = None
         self._best = float("inf")
         self._looked = self._began = time.monotonic()
@@ -37,6 +38,7 @@ class Progress:
                 pass
             else:
                 self._bar = tqdm(total=self._total, unit="step", desc=f"sweep of {self._members}", file=sys.stderr)
+            self._write(0, self._at_first)
         return self
 
     def update(self, done: int, alive: Tensor, losses: Tensor) -> None:
@@ -51,7 +53,7 @@ class Progress:
 
     def _write(self, done: int, status: str) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(status, refresh=False)
+            self._bar.set_postfix_str(status, refresh=not done)
             self._bar.update(done - self._done)
         else:
             speed = done / max(time.monotonic() - self._began, 1e-9)
