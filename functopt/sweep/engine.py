@@ -120,7 +120,7 @@ def sweep(
     evaluate = _Evaluation(eval_fn, mode, metric, randomness)
     carry = Members(
         start,
-        _own(torch.func.vmap(tx.init)(start)),
+        _own(torch.func.vmap(tx.init)(start), start),
         torch.ones(count, dtype=torch.bool, device=like.device),
         torch.full((count,), -1, device=like.device),
         torch.zeros((), dtype=torch.int64, device=like.device),
@@ -202,9 +202,20 @@ def _initial(params: Tree | Callable[[int], Tree], count: int, seed: int, stacke
     return tree.map(lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format), params)
 
 
-def _own(state: Tree) -> Tree:
-    """Give every leaf its own memory: vmap returns what does not depend on the members as an expanded view."""
-    return tree.map(lambda leaf: leaf.contiguous().clone() if is_expanded(leaf) else leaf, state)
+def _own(state: Tree, params: Tree) -> Tree:
+    """Give every leaf memory of its own, for the step to write into.
+
+    vmap returns what does not depend on the members as an expanded view, and a link may keep a parameter as it is.
+    """
+    taken = {leaf.data_ptr() for leaf in tree.leaves(params)}
+
+    def own(leaf: Tensor) -> Tensor:
+        if is_expanded(leaf) or leaf.data_ptr() in taken:
+            leaf = leaf.clone(memory_format=torch.contiguous_format)
+        taken.add(leaf.data_ptr())
+        return leaf
+
+    return tree.map(own, state)
 
 
 def _takes_hypers(loss_fn: Callable[..., Any]) -> bool:
@@ -288,7 +299,7 @@ def _step_function(
         arguments = (batch, hypers) if with_hypers else (batch,)
         grads, loss = torch.func.grad_and_value(loss_fn)(params, *arguments)
         own = {name: value for name, value in hypers.items() if name in tx.hypers}
-        new_params, new_state = tx.update(grads, state, params, own)
+        new_params, new_state = tx.update(grads, state, params, own, value=loss)
         finite = torch.isfinite(loss)
         for leaf in tree.leaves(new_params):
             finite = finite & torch.isfinite(leaf).all()
