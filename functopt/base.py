@@ -250,6 +250,7 @@ def _settle(value: Any) -> Any:
 def with_call(
     tx: Transform, factory: Callable[..., Transform], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Transform:
+    """Tell a transform, while it is being made, which call makes it: what it prints, compares and pickles as."""
     tx.__dict__["_call"] = (factory, args, kwargs)
     return tx
 

@@ -122,16 +122,13 @@ def has_schedule(value: Tree) -> bool:
 
 
 def show(value: Any) -> str:
+    """Return a short text for an argument: the code that makes it where that is possible."""
     if isinstance(value, Tensor):
-        return (
-            f"tensor({value.tolist()})"
-            if value.device.type == "cpu" and value.ndim == 0
-            else f"tensor{list(value.shape)}"
-        )
+        plain = value.device.type == "cpu" and value.ndim == 0
+        return f"tensor({value.tolist() if plain else list(value.shape)})"
     if is_schedule(value):
-        return (
-            f"{type(value).__name__}({', '.join(f'{k}={show(v)}' for k, v in zip(value._fields, value, strict=True))})"
-        )
+        fields = ", ".join(f"{name}={show(v)}" for name, v in zip(value._fields, value, strict=True))
+        return f"{type(value).__name__}({fields})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
@@ -157,9 +154,11 @@ def _same_leaf(x: Any, y: Any) -> bool:
         return x is y or (
             both and x.dtype == y.dtype and x.shape == y.shape and x.device == y.device and torch.equal(x, y)
         )
-    return type(x) is type(y) and x == y
+    # 0 and 0.0 are the same number; True and 1 are not the same choice
+    return isinstance(x, bool) == isinstance(y, bool) and x == y
 
 
 def hashable(value: Any) -> Any:
+    """Return something to hash in place of an argument: equal for what :func:`same_value` calls equal."""
     leaves, spec = optree.tree_flatten(value, none_is_leaf=True)
     return spec, tuple((str(leaf.dtype), leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)

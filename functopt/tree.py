@@ -144,6 +144,8 @@ def prefix_problem(tree: Tree, full: Tree, *, exact: bool = False) -> str:
             map(lambda *_: None, tree, full)
         except _MismatchError as mismatch:
             return f"{path_name(mismatch.path)!r} has no counterpart"
+        if optree.tree_structure(tree) != optree.tree_structure(full):  # ordered dicts in another order
+            return f"its containers differ: {describe(tree)} against {describe(full)}"
     return ""
 
 

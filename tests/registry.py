@@ -1,0 +1,178 @@
+"""One table of every optimizer in the catalog, and the small problem on which the property tests run it.
+
+A new optimizer is one row here, and gets every test: values, purity, dtypes, vmap, meta-gradients, compile, layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import functopt as fo
+from functopt import Transform, tree
+
+Tree = Any
+
+
+def matrices(params: Tree) -> Tree:
+    """A mask: decay what has two dimensions, leave biases and gains alone."""
+    return tree.map(lambda p: p.ndim > 1, params)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An optimizer and what is true of it."""
+
+    id: str  # the public name, then the form
+    make: Callable[[], Transform]
+    layout_invariant: bool = True  # False with trust ratios and masks
+    couples: bool = False  # whether a leaf's step depends on other leaves, as with a global norm
+    lr_scales_all: bool = True  # whether nothing moves when lr is 0
+
+
+def by_lr(link: Transform, lr: float = 0.1) -> Transform:
+    return fo.chain(link, fo.scale_by_lr(lr))
+
+
+def clipped_adamw() -> Transform:
+    return fo.chain(fo.clip_by_global_norm(0.5), fo.adamw(lr=fo.cosine_decay_schedule(0.1, 20, alpha=0.1)))
+
+
+def scheduled_decay() -> Transform:
+    link = fo.add_decayed_weights(fo.linear_schedule(0.1, 0.0, 5))
+    return fo.chain(link, fo.scale_by_adam(beta1=fo.linear_schedule(0.5, 0.9, 5)), fo.scale_by_lr(0.1))
+
+
+def lars() -> Transform:
+    return fo.chain(fo.scale_by_trust_ratio(trust_coefficient=0.1, eps=1e-6), fo.trace(0.9), fo.scale_by_lr(0.1))
+
+
+# Short memories (beta2 = 0.9), so that rectified Adam leaves its warm-up within the eight steps of the tests.
+MEMORY: Any = {"beta1": 0.8, "beta2": 0.9}
+
+ROWS = [
+    Row("sgd", lambda: fo.sgd(0.1)),
+    Row("sgd/l2", lambda: fo.sgd(0.1, weight_decay=0.1)),
+    Row("sgd/momentum", lambda: fo.sgd(0.1, 0.9, 0.2, 0.1)),
+    Row("sgd/nesterov", lambda: fo.sgd(0.1, 0.9, nesterov=True)),
+    Row("sgd/decoupled", lambda: fo.sgd(0.1, 0.9, weight_decay=0.1, decoupled=True)),
+    Row("sgd/masked", lambda: fo.sgd(0.1, 0.9, weight_decay=0.1, mask=matrices), layout_invariant=False),
+    Row("sgd/maximize", lambda: fo.sgd(0.1, 0.9, maximize=True)),
+    Row("rmsprop", lambda: fo.rmsprop(0.1)),
+    Row("rmsprop/centered", lambda: fo.rmsprop(0.1, 0.9, centered=True)),
+    Row("rmsprop/momentum", lambda: fo.rmsprop(0.1, 0.9, weight_decay=0.1, momentum=0.9, centered=True)),
+    Row("rmsprop/gradient", lambda: fo.rmsprop(0.1, 0.9, momentum=0.9, momentum_of="gradient", decoupled=True)),
+    Row("adam", lambda: fo.adam(0.1)),
+    Row("adam/l2", lambda: fo.adam(0.1, weight_decay=0.1, nesterov=True)),
+    Row("adam/power", lambda: fo.adam(0.1, **MEMORY, debias="power", maximize=True)),
+    Row("adamw", lambda: fo.adamw(0.1)),
+    Row("adamw/masked", lambda: fo.adamw(0.1, weight_decay=0.1, mask=matrices), layout_invariant=False),
+    Row("nadam", lambda: fo.nadam(0.1)),
+    Row("nadam/optax", lambda: fo.nadam(0.1, form="optax")),
+    Row("nadam/article", lambda: fo.nadam(0.1, form="article", weight_decay=0.1, decoupled=True)),
+    Row("nadam/article_raw", lambda: fo.nadam(0.1, form="article_raw")),
+    Row("radam", lambda: fo.radam(0.1, **MEMORY)),
+    Row("radam/optax", lambda: fo.radam(0.1, **MEMORY, eps_debiased=True, softplus_beta=20.0)),
+    Row("radam/decoupled", lambda: fo.radam(0.1, **MEMORY, weight_decay=0.1, decoupled=True)),
+    Row("qhadam", lambda: fo.qhadam(0.1, nu2=0.9, weight_decay=0.1)),
+    Row("larc", lambda: fo.larc(0.1, weight_decay=0.1), layout_invariant=False),
+    Row("larc/unclipped", lambda: fo.larc(0.1, clip=False, decoupled=False, weight_decay=0.1), layout_invariant=False),
+    Row("lamb", lambda: fo.lamb(0.1, weight_decay=0.1), layout_invariant=False),
+    Row("lamb/notebook", lambda: fo.lamb(0.1, weight_decay=0.1, form="notebook"), layout_invariant=False),
+    Row("lamb/fastai", lambda: fo.lamb(0.1, weight_decay=0.1, form="fastai"), layout_invariant=False),
+    Row("lamb/fastai_l2", lambda: fo.lamb(0.1, form="fastai", decoupled=False), layout_invariant=False),
+    Row("lookahead", lambda: fo.lookahead(fo.adam(0.1), sync_period=2)),
+    Row("lookahead/lamb", lambda: fo.lookahead(fo.lamb(0.1), sync_period=3), layout_invariant=False),
+    Row("ranger", lambda: fo.ranger(0.1, **MEMORY, sync_period=3)),
+    Row("ranger/softplus", lambda: fo.ranger(0.1, **MEMORY, softplus_beta=50.0)),
+    Row("chain/warm", clipped_adamw, couples=True, lr_scales_all=False),  # its lr is a schedule
+    Row("chain/scheduled", scheduled_decay),
+    Row("chain/lars", lars, layout_invariant=False),
+    Row("chain/empty", fo.chain, lr_scales_all=False),
+    Row("scheduled", lambda: fo.scheduled(fo.adam(0.1, debias="power"))),
+    Row("sequence", lambda: fo.sequence(fo.sgd(0.1, 0.9), fo.adam(0.1))),
+    Row("rename", lambda: by_lr(fo.rename(fo.ema(0.8), decay="ema_decay"))),
+    Row("identity", fo.identity, lr_scales_all=False),
+    Row("set_to_zero", lambda: by_lr(fo.set_to_zero())),
+    Row("scale", lambda: fo.scale(-0.1), lr_scales_all=False),
+    Row("scale_by_lr", lambda: fo.scale_by_lr(0.1, flip_sign=False)),
+    Row("clip", lambda: by_lr(fo.clip(0.5))),
+    Row("clip_by_global_norm", lambda: by_lr(fo.clip_by_global_norm(0.5)), couples=True),
+    Row("clip_by_global_norm/inf", lambda: by_lr(fo.clip_by_global_norm(math.inf)), couples=True),
+    Row("add_decayed_weights", lambda: by_lr(fo.add_decayed_weights(0.1, mask=matrices)), layout_invariant=False),
+    Row("shrink_weights", lambda: fo.chain(fo.scale_by_lr(0.1), fo.shrink_weights(0.1, 0.1))),
+    Row(
+        "shrink_weights/masked",
+        lambda: fo.chain(fo.scale_by_lr(0.1), fo.shrink_weights(0.1, 0.1, mask=matrices)),
+        layout_invariant=False,
+    ),
+    Row("trace", lambda: by_lr(fo.trace(0.9, 0.3, nesterov=True))),
+    Row("ema", lambda: by_lr(fo.ema(0.9))),
+    Row("ema/raw", lambda: by_lr(fo.ema(0.9, debias=False))),
+    Row("scale_by_rms", lambda: by_lr(fo.scale_by_rms(0.9, 1e-6, eps_in_sqrt=True))),
+    Row("scale_by_rms/centered", lambda: by_lr(fo.scale_by_rms(0.9, 1e-6, eps_in_sqrt=True, centered=True))),
+    Row("scale_momentum_by_rms", lambda: by_lr(fo.scale_momentum_by_rms())),
+    Row("scale_by_adam", lambda: by_lr(fo.scale_by_adam(eps_root=1e-8, nesterov="same_step"))),
+    Row("scale_by_adam/undamped", lambda: by_lr(fo.scale_by_adam(damped=False))),
+    Row("scale_by_nadam", lambda: by_lr(fo.scale_by_nadam(momentum_decay=0.1))),
+    Row("scale_by_radam", lambda: by_lr(fo.scale_by_radam(**MEMORY, eps_root=1e-8, threshold=4.0))),
+    Row("scale_by_qhadam", lambda: by_lr(fo.scale_by_qhadam(nu1=0.7, nu2=0.9))),
+    Row("scale_by_trust_ratio", lambda: by_lr(fo.scale_by_trust_ratio()), layout_invariant=False),
+    Row(
+        "scale_by_trust_ratio/rms",
+        lambda: by_lr(fo.scale_by_trust_ratio(0.01, 0.5, 1e-6, 10.0, norm="rms", one_at_zero=False)),
+        layout_invariant=False,
+    ),
+    Row("scale_by_larc", lambda: by_lr(fo.scale_by_larc(weight_decay=0.1)), layout_invariant=False),
+]
+
+BY_ID = {row.id: row for row in ROWS}
+
+
+# The problem
+
+# A matrix, a vector, one number and a tensor of three dimensions, in nested containers.
+SHAPES = {"body": {"weight": (4, 3), "bias": (3,)}, "head": {"gain": (), "kernel": (2, 3, 2)}}
+STEPS = 8
+
+
+def _leaves(seed: int, dtype: torch.dtype, shift: float) -> Tree:
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(shape: tuple[int, ...]) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) + shift).to(dtype)
+
+    return {group: {name: leaf(shape) for name, shape in below.items()} for group, below in SHAPES.items()}
+
+
+def make_params(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tree:
+    return _leaves(seed, dtype, shift=1.0)
+
+
+def make_grads(seed: int = 0, dtype: torch.dtype = torch.float64, steps: int = STEPS) -> list[Tree]:
+    """Gradients of several steps, which do not depend on the parameters."""
+    return [_leaves(1000 * (seed + 1) + step, dtype, shift=0.3) for step in range(steps)]
+
+
+def run(tx: Transform, params: Tree, grads: list[Tree], hypers: Any = None) -> tuple[Tree, Tree]:
+    """All steps; ``hypers`` is one dictionary for all of them."""
+    state = tx.init(params)
+    for grad in grads:
+        params, state = tx.update(grad, state, params, hypers)
+    return params, state
+
+
+def number_hypers(tx: Transform) -> dict[str, float]:
+    """The hypers whose default is a number."""
+    return {name: float(value) for name, value in tx.hypers.items() if isinstance(value, (float, int))}
+
+
+def moved(name: str, value: float, by: int) -> float:
+    """Another legal value of a hyper: ``by`` counts the distance from the default."""
+    if name == "sync_period":
+        return value + by
+    return 0.95 * value + 0.01 * by
