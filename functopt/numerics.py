@@ -20,9 +20,11 @@ def sqrt(x: Tensor) -> Tensor:
 
 def lerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
     """Return ``start + weight * (end - start)`` in the dtype of ``start``; ``weight`` may be a number or 0-d tensor."""
-    if isinstance(weight, Tensor):
-        weight = weight.to(start.dtype)
-    return torch.lerp(start, end.to(start.dtype), weight)
+    if not isinstance(weight, Tensor):
+        return torch.lerp(start, end.to(start.dtype), weight)
+    # in float32 at least: rounded to bfloat16, 1 - 0.999 would be off by half a percent
+    dtype = accumulator_dtype(start.dtype)
+    return torch.lerp(start.to(dtype), end.to(dtype), weight.to(dtype)).to(start.dtype)
 
 
 def minimum(x: Tensor, bound: float | Tensor) -> Tensor:

@@ -100,6 +100,10 @@ def _torch_counts_in(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
+def is_rounded_twice(case: Case) -> bool:
+    return case[1] in (torch.optim.AdamW, torch.optim.NAdam) or "decoupled_weight_decay" in case[3]
+
+
 def compare(case: Case, dtype: torch.dtype, gradient: Callable[[dict[str, Tensor], int], dict[str, Tensor]]) -> None:
     ours, theirs, our_options, their_options = case
     tx, params = ours(**our_options), start(dtype)
@@ -113,10 +117,29 @@ def compare(case: Case, dtype: torch.dtype, gradient: Callable[[dict[str, Tensor
             for key, grad in gradient({key: value.detach() for key, value in mirror.items()}, step).items():
                 mirror[key].grad = grad
         reference.step()
-    twice = theirs in (torch.optim.AdamW, torch.optim.NAdam) or "decoupled_weight_decay" in their_options
-    tolerance = (ROUNDED_TWICE if twice else TOLERANCE)[dtype]
+    tolerance = (ROUNDED_TWICE if is_rounded_twice(case) else TOLERANCE)[dtype]
     for key, value in params.items():
         torch.testing.assert_close(value, mirror[key].detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if is_rounded_twice(case)], ids=name)
+def test_where_torch_rounds_twice_ours_agrees_with_torch_in_float64(case: Case):
+    ours, theirs, our_options, their_options = case
+    tx, params = ours(**our_options), start(torch.float32)
+    state = tx.init(params)
+    mirror = {key: torch.nn.Parameter(value.double()) for key, value in params.items()}
+    make: Any = theirs
+    reference = make(list(mirror.values()), **their_options, foreach=False)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        grads = {key: 0.1 * torch.randn(p.shape, generator=generator) for key, p in params.items()}
+        params, state = tx.update(grads, state, params)
+        for key, grad in grads.items():
+            mirror[key].grad = grad.double()
+        reference.step()
+    for key, value in params.items():
+        want = mirror[key].detach()
+        torch.testing.assert_close(value.double(), want, rtol=TOLERANCE[torch.float32], atol=TOLERANCE[torch.float32])
 
 
 @pytest.mark.usefixtures("_torch_counts_in")
