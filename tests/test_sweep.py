@@ -234,6 +234,8 @@ def test_bad_calls():
         fo.sweep(*args, [])
     with pytest.raises(ValueError, match="mode='max' or mode='min'"):
         fo.sweep(*args, make_batches(1), eval_fn=accuracy)
+    with pytest.raises(ValueError, match=r"must be a 0-d tensor, got a tensor of shape \[8, 2\]"):
+        fo.sweep(lambda params, batch: net(params, batch[0]), make_params(), fo.sgd(), {"lr": [0.1]}, make_batches(1))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         fo.sweep(*args, make_batches(1), steps=0)
     with pytest.raises(KeyError, match="no metric 'f1'"):

@@ -99,7 +99,7 @@ def sweep(
 
     Raises:
         KeyError: the space names something that neither the optimizer nor the loss has.
-        ValueError: lengths in the space clash, a value is out of range, or there are no batches.
+        ValueError: lengths in the space clash, a value is out of range, there are no batches, or the loss is not 0-d.
     """
     hypers, columns = draw(space, members, seed)
     count = len(next(iter(columns.values()))) if columns else _length(hypers)
@@ -113,7 +113,7 @@ def sweep(
     first = next(source, _NOTHING)
     if first is _NOTHING:
         raise ValueError("sweep: there are no batches")
-    _check_names(hypers, tx, loss_fn, tree.member(start, 0), first)
+    _try_loss(hypers, tx, loss_fn, tree.member(start, 0), first)
 
     total = _total(batches, steps)
     step_fn = _step_function(loss_fn, tx, randomness, compile)
@@ -249,22 +249,29 @@ class _Recording(dict):
         return super().items()
 
 
-def _check_names(hypers: dict[str, Any], tx: Transform, loss_fn: Callable[..., Any], params: Tree, batch: Any) -> None:
-    """Run the loss once, and refuse a name that neither the optimizer has nor the loss reads."""
+def _try_loss(hypers: dict[str, Any], tx: Transform, loss_fn: Callable[..., Any], params: Tree, batch: Any) -> None:
+    """Run the loss once for one member, so that what is wrong with it, or with a name, is said before compiling.
+
+    Raises:
+        KeyError: neither the optimizer has a name of the space nor does the loss read it.
+        ValueError: the loss is not a 0-d tensor.
+    """
     others = [name for name in hypers if name not in tx.hypers]
-    if not _takes_hypers(loss_fn):
-        for name in others:
-            raise KeyError(
-                f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third "
-                "argument: loss_fn(params, batch, hypers)."
-            )
-        return
+    with_hypers = _takes_hypers(loss_fn)
+    for name in () if with_hypers else others:
+        raise KeyError(
+            f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third "
+            "argument: loss_fn(params, batch, hypers)."
+        )
     asked = _Recording(_map_hypers(lambda value: value[0], hypers))
-    with torch.no_grad():
-        loss_fn(params, batch, asked)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        loss = loss_fn(params, batch, asked) if with_hypers else loss_fn(params, batch)
     for name in others:
         if name not in asked.read:
             raise KeyError(f"{unknown_hyper(name, tx.hypers, 'the optimizer')} And the loss did not read it.")
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"sweep: the loss of one member must be a 0-d tensor, got {got}")
 
 
 def _total(batches: Iterable[Any], steps: int | None) -> int | None:
