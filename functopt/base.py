@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import optree
 import torch
@@ -253,6 +253,16 @@ def with_call(
     """Tell a transform, while it is being made, which call makes it: what it prints, compares and pickles as."""
     tx.__dict__["_call"] = (factory, args, kwargs)
     return tx
+
+
+@overload
+def link(definition: Callable[..., Any]) -> Callable[..., Transform]: ...
+
+
+@overload
+def link(
+    *, layout_invariant: bool | Callable[..., bool] = False
+) -> Callable[[Callable[..., Any]], Callable[..., Transform]]: ...
 
 
 def link(definition: Callable[..., Any] | None = None, *, layout_invariant: bool | Callable[..., bool] = False) -> Any:

@@ -428,6 +428,7 @@ def ravel(tree: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
     groups = {key: [i for i, k in enumerate(keys) if k == key] for key in sorted({*keys})}
     flat = {key: torch.cat([leaves[i].reshape(-1) for i in indices]) for key, indices in groups.items()}
     single = len(flat) == 1
+    positions = optree.tree_unflatten(spec, range(len(leaves)))
 
     def unravel(flat: Tree) -> Tree:
         vectors = {keys[0]: flat} if single else flat
@@ -436,6 +437,6 @@ def ravel(tree: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
             pieces = vectors[key].split([shapes[i].numel() for i in indices])
             for i, piece in zip(indices, pieces, strict=True):
                 parts[i] = piece.view(shapes[i])
-        return optree.tree_unflatten(spec, parts)
+        return map(lambda i: parts[i], positions)
 
     return (flat[keys[0]] if single else flat), unravel

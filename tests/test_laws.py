@@ -267,6 +267,15 @@ def test_ravel_round_trip(seed: int, mixed: bool):
     assert set(flat) == {"float64 on cpu", "bfloat16 on cpu", "float32 on cpu"} if mixed else isinstance(flat, Tensor)
 
 
+def test_unravel_is_traced_and_mapped():
+    original = {"head": [torch.ones(2, 2), torch.zeros(3)], "body": torch.arange(4.0)}
+    flat, unravel = tree.ravel(original)
+    traced = torch.compile(unravel, backend="eager", fullgraph=True)
+    assert identical(traced(flat), original)
+    stacked = torch.func.vmap(unravel)(torch.stack([flat, flat + 1]))
+    assert identical(tree.member(stacked, 0), original)
+
+
 @lawful
 @given(seeds, st.integers(1, 4))
 def test_stack_and_member_are_inverse(seed: int, count: int):
