@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import functopt as fo
 from functopt import tree
@@ -314,6 +315,25 @@ def test_curves_are_recorded_every_k_steps(result):
     assert result.losses.shape == (10, 8)
     assert result.loss_steps.tolist() == list(range(0, 40, 4))
     assert result.steps == 40
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a tensor's value by Python, each of which would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device():
+    waits = []
+    for steps in (2, 20):
+        with Waits() as mode:
+            fo.sweep(loss_fn, make_params(), fo.adamw(), {"lr": [0.1, 0.2]}, make_batches(steps), compile=False)
+        waits.append(mode.count)
+    assert waits[0] == waits[1]
 
 
 def test_metrics_and_ranking(result):
