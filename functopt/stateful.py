@@ -155,6 +155,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 loss = closure()
             if isinstance(loss, Tensor):
                 extras.setdefault("value", loss.detach())
+        for group in self.param_groups:
+            for name in self.tx.hypers:
+                check_hyper("StatefulOptimizer", name, group[name], schedules=self._tx._counts_steps)
         keys = {key for key, _, _ in self._items()}
         given = {key: param for key, param, _ in self._items() if param.grad is not None}
         if not given:
@@ -164,7 +167,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         some = len(params) < len(keys)
         with torch.no_grad():
             state = select(self._state, keys, params.keys()) if some else self._state
-            new, state = self._tx.update(grads, state, params, self._hypers(params), **extras)
+            # not update: torch has made sure that gradients fit, and the hypers are checked above, once for each group
+            new, state = self._tx.run(grads, state, params, self._hypers(params), **extras)
             state = _unshared(state, params, grads)
             if some:
                 state = merge(self._state, state, keys, params.keys(), shared="new")
