@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import threading
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,12 +61,29 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     compiled = torch.compile(own, **{"fullgraph": True, **options})
 
     def step(*args: Any) -> Any:
+        if options.get("backend", "inductor") == "inductor":
+            _try_compiler_early()
         donated = [args[position] for position in donate]
         _check_donated(donated, donate)
         rest = compiled(*_numbers_to_tensors(args))
         return (*donated, *rest) if donate else rest
 
     return step
+
+
+@functools.cache
+def _try_compiler_early() -> None:
+    """Let torch try out the C++ compiler in the background, while it traces the function.
+
+    Before its first kernel for the CPU torch builds small programs to learn which vector instructions work: 9 s of a
+    cold start of 27 s (once for a cache folder), most of which then pass on the other core. Without that function, or
+    its place, in another version of torch, torch does it when it comes to it.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        # what the thread needs is imported here: importing in two threads at once can fail
+        from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
+
+        threading.Thread(target=cpu_vec_isa.valid_vec_isa_list, daemon=True).start()
 
 
 def _check_donated(donated: Sequence[Any], positions: Sequence[int]) -> None:

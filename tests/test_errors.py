@@ -9,31 +9,12 @@ from typing import Any
 import optree
 import pytest
 import torch
-from registry import make_grads, make_params
+from said import step, words
 
 import functopt as fo
 from functopt import tree
 
 NAN = float("nan")
-
-
-@pytest.fixture
-def params() -> Any:
-    return make_params()
-
-
-@pytest.fixture
-def grads() -> Any:
-    return make_grads(steps=1)[0]
-
-
-def words(error: pytest.ExceptionInfo[Any], *wanted: str) -> None:
-    for word in wanted:
-        assert word in str(error.value), f"{word!r} is not in: {error.value}"
-
-
-def step(tx: fo.Transform, grads: Any, params: Any, hypers: Any = None, state: Any = None, **extras: Any) -> Any:
-    return tx.update(grads, tx.init(params) if state is None else state, params, hypers, **extras)
 
 
 def test_nothing_is_changed_by_a_step_that_fails(params: Any, grads: Any):

@@ -6,30 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from registry import make_grads, make_params
+from said import step, words
 
 import functopt as fo
 from functopt import link, tree
-
-
-@pytest.fixture
-def params() -> Any:
-    return make_params()
-
-
-@pytest.fixture
-def grads() -> Any:
-    return make_grads(steps=1)[0]
-
-
-def words(error: pytest.ExceptionInfo[Any], *wanted: str) -> None:
-    for word in wanted:
-        assert word in str(error.value), f"{word!r} is not in: {error.value}"
-
-
-def step(tx: fo.Transform, grads: Any, params: Any, **extras: Any) -> Any:
-    return tx.update(grads, tx.init(params), params, **extras)
-
 
 # Chains
 
