@@ -1,4 +1,4 @@
-"""Shared set-up: one compile cache for all tests and workers, one thread for each worker, and the registry's problem."""
+"""Shared set-up: one compile cache for all workers, one thread for each, and the parameters of the registry."""
 
 import os
 import tempfile
