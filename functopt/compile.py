@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -113,4 +114,6 @@ def _numbers_to_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
     like = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), torch.zeros(()))
     dtype = accumulator_dtype(like.dtype)
     convert = lambda leaf: torch.tensor(leaf, dtype=dtype, device=like.device) if isinstance(leaf, float) else leaf
-    return tree.map(convert, args)
+    everything: Any = args
+    converted: Any = optree.tree_map(convert, everything)  # the settings of schedules too
+    return converted

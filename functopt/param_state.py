@@ -53,7 +53,7 @@ def select(state: Tree, keys: Keys, some: Keys) -> Tree:
         return state
     if _is_by_parameter(state, keys):
         return {key: value for key, value in state.items() if key in some}
-    return _like(state, [select(child, keys, some) for _, child in _children(state)])
+    return _like(state, [select(child, keys, some) for _, child in tree.children(state)])
 
 
 def merge(old: Tree, new: Tree, keys: Keys, some: Keys, *, shared: str) -> Tree:
@@ -70,7 +70,7 @@ def merge(old: Tree, new: Tree, keys: Keys, some: Keys, *, shared: str) -> Tree:
         return new if shared == "new" else old
     if _is_by_parameter(old, keys) and _is_by_parameter(new, some):
         return {**old, **new}
-    pairs = zip(_children(old), _children(new), strict=True)
+    pairs = zip(tree.children(old), tree.children(new), strict=True)
     return _like(old, [merge(a, b, keys, some, shared=shared) for (_, a), (_, b) in pairs])
 
 
@@ -86,20 +86,12 @@ def _map(
         return f(owner, path, node)
     if owner is SHARED and _is_by_parameter(node, keys):
         return {key: _map(f, child, keys, key, path) for key, child in node.items()}
-    return _like(node, [_map(f, child, keys, owner, (*path, name)) for name, child in _children(node)])
+    return _like(node, [_map(f, child, keys, owner, (*path, name)) for name, child in tree.children(node)])
 
 
 def _is_by_parameter(node: Tree, keys: Keys) -> bool:
     return isinstance(node, dict) and node.keys() == keys
 
 
-def _children(node: Tree) -> list[tuple[Any, Tree]]:
-    if isinstance(node, dict):
-        return [*node.items()]
-    return [*zip(getattr(node, "_fields", range(len(node))), node, strict=True)]
-
-
 def _like(node: Tree, children: list[Tree]) -> Tree:
-    if isinstance(node, dict):
-        return type(node)(zip(node, children, strict=True))
-    return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
+    return tree.rebuild(node, [key for key, _ in tree.children(node)], children)

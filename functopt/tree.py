@@ -18,6 +18,7 @@ from functopt.numerics import accumulator_dtype, sqrt
 
 __all__ = [
     "check_same",
+    "children",
     "get",
     "leaves",
     "leaves_with_paths",
@@ -25,6 +26,7 @@ __all__ = [
     "member",
     "norm",
     "ravel",
+    "rebuild",
     "replicate",
     "scalars",
     "set",
@@ -69,7 +71,7 @@ def _map(f: Callable[..., Any], node: Tree, others: Sequence[Tree], path: tuple[
         _map(f, child, [column[i] for column in columns], (*path, key))
         for i, (key, child) in enumerate(zip(keys, children, strict=True))
     ]
-    return _rebuild(node, keys, new)
+    return rebuild(node, keys, new)
 
 
 def _below(tree: Tree, node: Tree, keys: Sequence[Any], path: tuple[Any, ...], position: int) -> Sequence[Tree]:
@@ -107,7 +109,9 @@ def _one_level(node: Tree) -> tuple[Sequence[Any], Sequence[Tree]] | None:
         return None
     if type(node) in (dict, OrderedDict, defaultdict):
         return list(node), list(node.values())
-    if type(node) in (tuple, list) or (isinstance(node, tuple) and hasattr(node, "_fields")):
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return list(node._fields), node  # pyright: ignore[reportAttributeAccessIssue]
+    if type(node) in (tuple, list):
         return list(range(len(node))), node
     if node is None:
         return (), ()
@@ -118,7 +122,14 @@ def _one_level(node: Tree) -> tuple[Sequence[Any], Sequence[Tree]] | None:
     return list(entries), children
 
 
-def _rebuild(node: Tree, keys: Sequence[Any], children: list[Any]) -> Tree:
+def children(node: Tree) -> list[tuple[Any, Tree]]:
+    """Return the children of a node by key, index or field name; a leaf has none."""
+    level = _one_level(node)
+    return [] if level is None else [*zip(*level, strict=True)]
+
+
+def rebuild(node: Tree, keys: Sequence[Any], children: Sequence[Any]) -> Tree:
+    """Return a node like ``node`` with other children."""
     if isinstance(node, dict):
         new = node.copy()
         new.update(zip(keys, children, strict=True))
@@ -246,18 +257,8 @@ def _entries(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     """Yield every node below ``tree`` with its path, children after their parent."""
     if path:
         yield path, tree
-    for key, child in _children(tree):
+    for key, child in children(tree):
         yield from _entries(child, (*path, str(key)))
-
-
-def _children(tree: Tree) -> list[tuple[Any, Any]]:
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return list(zip(tree._fields, tree, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(tree, Mapping):
-        return list(tree.items())
-    if isinstance(tree, (tuple, list)):
-        return list(enumerate(tree))
-    return []
 
 
 def _find(tree: Tree, name: str) -> tuple[tuple[str, ...], Any]:
@@ -310,11 +311,9 @@ def _replace(tree: Tree, path: tuple[str, ...], value: Any) -> Tree:
     if not path:
         return value
     head, rest = path[0], path[1:]
-    children = [(key, _replace(child, rest, value) if str(key) == head else child) for key, child in _children(tree)]
-    if isinstance(tree, Mapping):
-        return type(tree)(children)  # pyright: ignore[reportCallIssue]
-    values = [child for _, child in children]
-    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    parts = children(tree)
+    new = [_replace(child, rest, value) if str(key) == head else child for key, child in parts]
+    return rebuild(tree, [key for key, _ in parts], new)
 
 
 # Arithmetic

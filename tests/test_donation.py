@@ -61,6 +61,18 @@ def test_no_number_recompiles():
     assert counter.frame_count == 1
 
 
+def test_no_setting_of_a_schedule_recompiles():
+    from torch._dynamo.testing import CompileCounter
+
+    _, params, grads = make()
+    tx = fo.scheduled(fo.sgd())
+    counter = CompileCounter()
+    step = fo.compile(update(tx), backend=counter)
+    for peak in (0.1, 0.2, 0.3):
+        step(params, tx.init(params), grads, {"lr": fo.cosine_decay_schedule(peak, 10.0 / peak)})
+    assert counter.frame_count == 1
+
+
 def test_many_compiled_functions_do_not_share_the_limit_of_recompiles():
     for i in range(12):  # torch gives up after 8 graphs for one code object
         tx = fo.chain(fo.scale(float(i + 1)))

@@ -170,6 +170,15 @@ def test_names_that_only_the_loss_has():
         same(result.params(i), want, rtol=1e-6, atol=1e-6)  # float32
 
 
+def test_a_loss_may_give_hypers_a_default():
+    def optional(params, batch, hypers=None):
+        return smoothed(params, batch, hypers or {"smoothing": 0.0})
+
+    space = {"lr": [0.1, 0.1], "smoothing": [0.0, 0.5]}
+    result = fo.sweep(optional, make_params(), fo.sgd(), space, make_batches(3), compile=False)
+    assert not torch.equal(result.params(0)["w1"], result.params(1)["w1"])
+
+
 def test_a_name_that_nobody_has_is_refused():
     with pytest.raises(KeyError, match=r"weight_decay.*third argument"):
         fo.sweep(loss_fn, make_params(), fo.sgd(), {"wieght_decay": [0.1]}, make_batches(1))

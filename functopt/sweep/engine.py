@@ -221,7 +221,7 @@ def _own(state: Tree, params: Tree) -> Tree:
 def _takes_hypers(loss_fn: Callable[..., Any]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(loss_fn).parameters.values()
-    named = sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
+    named = sum(p.kind in kinds and (p.default is p.empty or p.name == "hypers") for p in parameters)
     return named >= 3 or any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
 
 
