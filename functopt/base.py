@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import optree
 import torch
@@ -15,9 +15,12 @@ from functopt import tree
 from functopt.hypers import Hypers, check_hyper, hashable, same_value, show, unknown_hyper
 from functopt.tree import Tree
 
-__all__ = ["Transform", "apply_updates", "link", "state_class"]
+__all__ = ["Scope", "Transform", "apply_updates", "link", "state_class"]
 
 StateClass = TypeVar("StateClass", bound=type)
+
+Scope = Literal["element", "leaf", "tree", "matrix", "any"]
+"""On what an entry of a link's result may depend, beside the hypers; see :func:`link`."""
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
@@ -39,17 +42,14 @@ class Transform:
 
     A transform prints as the call that made it, can be pickled, and equals every other that was made with equal
     arguments. It is not a pytree: it holds no numbers that a program computes with, only their defaults.
-
-    Attributes:
-        layout_invariant: whether the result does not depend on how the scalars are grouped into leaves.
     """
 
-    layout_invariant: bool
     _init: Callable[[Tree], Tree]
     _transform: Callable[..., tuple[Tree, Tree]]
     _write: Callable[..., tuple[Tree, Tree]] | None
     _defaults: dict[str, Any]
     _rebind: Callable[[dict[str, Any]], Transform] | None
+    _scopes: frozenset[tuple[str, Scope]]
     _counts_steps: bool
     _call: tuple[Callable[..., Transform], tuple[Any, ...], dict[str, Any]] | None
 
@@ -61,7 +61,7 @@ class Transform:
         write: Callable[..., tuple[Tree, Tree]] | None = None,
         hypers: Hypers | None = None,
         rebind: Callable[[dict[str, Any]], Transform] | None = None,
-        layout_invariant: bool = False,
+        scopes: Iterable[tuple[str, Scope]] = (("a Transform built from bare functions", "any"),),
     ) -> None:
         """Put a transform together from functions; links and combinators do it for you.
 
@@ -72,7 +72,7 @@ class Transform:
                 itself what is written into the parameters; nothing can be chained after it.
             hypers: the defaults.
             rebind: ``(new_defaults) -> Transform``, the same transform with other defaults.
-            layout_invariant: see the class.
+            scopes: the name and scope of every link that it is made of, see :func:`link`.
         """
         fields = {
             "_init": init,
@@ -80,7 +80,7 @@ class Transform:
             "_write": write,
             "_defaults": dict(hypers or {}),
             "_rebind": rebind,
-            "layout_invariant": layout_invariant,
+            "_scopes": frozenset(scopes),
             "_counts_steps": False,
             "_call": None,
         }
@@ -163,6 +163,15 @@ class Transform:
         return self._rebind(hypers)
 
     # What combinators use
+
+    @property
+    def layout_invariant(self) -> bool:
+        """Whether the result does not depend on how the scalars are grouped into leaves."""
+        return not self.links_beyond("element", "tree")
+
+    def links_beyond(self, *scopes: Scope) -> list[str]:
+        """Return the names of the links whose scope is none of these."""
+        return sorted({name for name, scope in self._scopes if scope not in scopes})
 
     @property
     def name(self) -> str:
@@ -261,11 +270,11 @@ def link(definition: Callable[..., Any]) -> Callable[..., Transform]: ...
 
 @overload
 def link(
-    *, layout_invariant: bool | Callable[..., bool] = False
+    *, scope: Scope | Callable[..., Scope] = "any"
 ) -> Callable[[Callable[..., Any]], Callable[..., Transform]]: ...
 
 
-def link(definition: Callable[..., Any] | None = None, *, layout_invariant: bool | Callable[..., bool] = False) -> Any:
+def link(definition: Callable[..., Any] | None = None, *, scope: Scope | Callable[..., Scope] = "any") -> Any:
     """Turn a function that returns ``(init, transform)`` into a constructor of :class:`Transform` values.
 
     The signature of the decorated function says what is data and what is structure: parameters that may be given by
@@ -274,15 +283,29 @@ def link(definition: Callable[..., Any] | None = None, *, layout_invariant: bool
     names of it are *extras* (``value=loss``), required if they have no default. A link without state returns
     ``transform`` alone.
 
+    The *scope* says on what an entry of the result may depend, and with that how the link may be run: flat, in pieces,
+    in batches of leaves, or only as it is.
+
+    - ``"element"``: on the same entry of what comes in (Adam). Any layout and any piece will do.
+    - ``"tree"``: on all entries, however they are grouped into leaves (a global norm, by :func:`tree.norm
+      <functopt.tree.norm>`). Any layout will do.
+    - ``"leaf"``: on the entries of the same leaf, and that only through :func:`tree.sums <functopt.tree.sums>` and
+      ``tree.means`` (trust ratios) or masks. Then it runs on :func:`packed <functopt.pack>` leaves too.
+    - ``"matrix"``: on the leaf and its shape (factored moments).
+    - ``"any"``: on anything; leaves are never regrouped.
+
+    In the functions that ``"element"`` and ``"leaf"`` links map over leaves, hypers and masks may be tensors that
+    broadcast against the leaf: choose with ``torch.where``, not with ``if``.
+
     Args:
         definition: the function.
-        layout_invariant: True if the result does not depend on how scalars are grouped into leaves (elementwise
-            rules, global norms), or a function of the structure arguments that says so.
+        scope: its scope, or a function of the structure arguments that returns it.
 
     Raises:
         TypeError: ``transform`` does not name exactly the declared hypers, so that one would be a constant by accident.
+        ValueError: there is no such scope.
 
-    >>> @link(layout_invariant=True)
+    >>> @link(scope="element")
     ... def sign_descent(lr=1e-3):
     ...     def transform(updates, state, params, lr):
     ...         return tree.map(lambda u, lr: -lr * u.sign(), updates, lr), state
@@ -291,7 +314,9 @@ def link(definition: Callable[..., Any] | None = None, *, layout_invariant: bool
     sign_descent(lr=0.1)
     """
     if definition is None:
-        return functools.partial(link, layout_invariant=layout_invariant)
+        return functools.partial(link, scope=scope)
+    if not callable(scope) and scope not in get_args(Scope):
+        raise ValueError(f"link: the scope of {definition.__name__} must be one of {get_args(Scope)}, got {scope!r}")
     signature = inspect.signature(definition)
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     if inspect.Parameter.VAR_POSITIONAL in kinds.values() or inspect.Parameter.VAR_KEYWORD in kinds.values():
@@ -312,13 +337,12 @@ def link(definition: Callable[..., Any] | None = None, *, layout_invariant: bool
         made = definition(*hypers.values(), **structure)  # pyright: ignore[reportCallIssue]
         init, transform = (_no_state, made) if callable(made) else made
         run = _bind_transform(title, transform, hypers, structure, _state_name(init))
-        invariant = layout_invariant(**structure) if callable(layout_invariant) else layout_invariant
         tx = Transform(
             init,
             run,
             hypers=hypers,
             rebind=lambda new: make(**{**arguments, **new}),
-            layout_invariant=invariant,
+            scopes=[(title, scope(**structure) if callable(scope) else scope)],
         )
         shown = {n: v for n, v in structure.items() if not same_value(v, signature.parameters[n].default)}
         return with_call(tx, make, (), {**hypers, **shown})

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from functopt import tree
-from functopt.base import Transform, state_class, with_call
+from functopt.base import Scope, Transform, state_class, with_call
 from functopt.hypers import Hypers, has_schedule, same_value, show
 from functopt.numerics import accumulator_dtype
 from functopt.tree import Tree, is_schedule
 
-__all__ = ["ScheduledState", "chain", "combinator", "merge_hypers", "rename", "scheduled", "sequence"]
+__all__ = ["ScheduledState", "chain", "combinator", "merge_hypers", "rename", "scheduled", "sequence", "split_chain", "without_counter"]
 
 P = ParamSpec("P")
 
@@ -191,7 +191,7 @@ def chain(*transforms: Transform) -> Transform:
         rebind=lambda new: chain(
             *(p.with_hypers(**{name: value for name, value in new.items() if name in p.hypers}) for p in parts)
         ),
-        layout_invariant=all(part.layout_invariant for part in parts),
+        scopes=itertools.chain(*(part._scopes for part in parts)),
     )
     return with_call(tx, chain, tuple(parts), {})
 
@@ -229,7 +229,7 @@ def sequence(*optimizers: Transform) -> Transform:
         no_updates("sequence"),
         write=write,
         hypers=merge_hypers(optimizers, "sequence"),
-        layout_invariant=all(tx.layout_invariant for tx in optimizers),
+        scopes=itertools.chain(*(tx._scopes for tx in optimizers)),
     )
 
 
@@ -277,7 +277,7 @@ def rename(tx: Transform, **names: str) -> Transform:
         write=write if tx.writes else None,
         hypers={new: tx.hypers[name] for name, new in outer.items()},
         rebind=lambda new: rename(tx.with_hypers(**inner(new)), **names),
-        layout_invariant=tx.layout_invariant,
+        scopes=tx._scopes,
     )
 
 
@@ -326,10 +326,29 @@ def scheduled(tx: Transform) -> Transform:
         write=counted(tx._write) if tx._write is not None else None,
         hypers=tx.hypers,
         rebind=lambda new: scheduled(tx.with_hypers(**new)),
-        layout_invariant=tx.layout_invariant,
+        scopes=tx._scopes,
     )
     wrapped.__dict__["_counts_steps"] = True
     return with_call(wrapped, scheduled, (tx,), {})
+
+
+def without_counter(tx: Transform, state: Tree) -> tuple[Transform, Tree, Tensor | None]:
+    """Take the step counter off: return what is scheduled, its state, and the step for schedules, None if none is."""
+    if not tx._counts_steps or tx._call is None:
+        return tx, state, None
+    like = tree.leaves(state.inner)
+    dtype = next((leaf.dtype for leaf in like if leaf.is_floating_point()), torch.float32)
+    return tx._call[1][0], state.inner, state.count.to(accumulator_dtype(dtype))
+
+
+def split_chain(tx: Transform, *scopes: Scope) -> tuple[int, Transform, Transform] | None:
+    """Split a chain after its last link whose scope is none of these: ``(number of parts ahead, those, the rest)``.
+
+    None if it is not a chain, or nothing is left.
+    """
+    parts = tx._call[1] if tx._call and tx._call[0] is chain else ()
+    ahead = max((i + 1 for i, part in enumerate(parts) if part.links_beyond(*scopes)), default=0)
+    return (ahead, chain(*parts[:ahead]), chain(*parts[ahead:])) if 0 < ahead < len(parts) else None
 
 
 def _value_at(value: Tree, step: Tensor) -> Tree:

@@ -21,6 +21,13 @@ __all__ = ["compile"]
 
 _serial = itertools.count()
 
+RECOMPUTE = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 100}
+"""Inductor options for a function that is nothing but an update.
+
+An update that is used twice, as LAMB's is for its norm and for the step, is then computed twice from what it is made of
+instead of being kept in memory: ResNet-18 takes 11 ms instead of 34.
+"""
+
 
 def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: Any) -> Callable[..., Any]:
     """Compile a pure function; what it returns takes the place of donated arguments, in their memory.
@@ -29,7 +36,8 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     With ``donate`` the outputs are written into the arguments instead, as JAX's buffer donation does, so that purity
     costs nothing: the arguments hold the new values afterwards, and the old ones are gone.
 
-    Python floats in the arguments are handed over as 0-d tensors, so that no change of a value recompiles.
+    Python numbers in the arguments are handed over as 0-d tensors, so that no change of a value recompiles; what
+    decides about the program (a bool, a string, a shape) belongs into ``fn`` or is a bool or string.
 
     Args:
         fn: a pure function of positional arguments. With ``donate=(i, j)`` it returns a tuple whose first item has the
@@ -41,18 +49,24 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
         A function of the same arguments that returns the donated arguments, updated, and the other outputs.
 
     Raises:
-        ValueError: a donated tensor appears twice or does not own all its memory (an expanded view); the message names
-            its path. Checked before anything is overwritten.
+        ValueError: a donated tensor appears twice or does not own all its memory (an expanded view), or an output does
+            not have the structure, shapes, dtypes and devices of the argument in whose place it goes; the message names
+            the path. Nothing is overwritten then.
 
     >>> step = compile(lambda params, state, grads: tx.update(grads, state, params), donate=(0, 1))
     >>> params, state = step(params, state, grads)
     """
 
     def run(*args: Any) -> Any:
-        outputs = fn(*args)
-        for position, new in zip(donate, outputs, strict=False):
+        # views of the donated arguments, so that what comes out of them unchanged is known as a view
+        outputs = fn(*(tree.map(lambda t: t.view(t.shape), a) if i in donate else a for i, a in enumerate(args)))
+        # found out while tracing, but said by the caller: an exception in a traced function does not arrive as it is
+        if not _fit(outputs, args, donate):
+            return False, outputs
+        settled = [tree.map(_moved, outputs[number]) for number in range(len(donate))]
+        for position, new in zip(donate, settled, strict=True):
             tree.map(lambda old, value: old.copy_(value), args[position], new)
-        return outputs[len(donate) :] if donate else outputs
+        return True, (outputs[len(donate) :] if donate else outputs)
 
     # A code object and name of its own. Torch keeps compiled graphs by code object, and gives up after eight for one.
     # By name it remembers which floats have changed, such as a default of the optimizer in two calls of compile, and
@@ -61,12 +75,14 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     own = types.FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
     compiled = torch.compile(own, **{"fullgraph": True, **options})
 
+    @functools.wraps(fn)
     def step(*args: Any) -> Any:
         if options.get("backend", "inductor") == "inductor":
             _try_compiler_early()
-        donated = [args[position] for position in donate]
-        _check_donated(donated, donate)
-        rest = compiled(*_numbers_to_tensors(args))
+        donated = _donated(args, donate)
+        fit, rest = compiled(*_numbers_to_tensors(args))
+        if not fit:
+            raise ValueError(_why_no_fit(rest, args, donate))
         return (*donated, *rest) if donate else rest
 
     return step
@@ -87,19 +103,70 @@ def _try_compiler_early() -> None:
         threading.Thread(target=cpu_vec_isa.valid_vec_isa_list, daemon=True).start()
 
 
-def _check_donated(donated: Sequence[Any], positions: Sequence[int]) -> None:
+def _donated(args: Sequence[Any], positions: Sequence[int]) -> list[Any]:
+    """Return the donated arguments, once it is clear that each of their tensors can be written to by itself."""
+    seen: set[int] = set()
+    for position in positions:
+        if position >= len(args):
+            raise ValueError(f"compile: argument {position} is donated, but the call has {len(args)} arguments")
+        for leaf in tree.leaves(args[position]):
+            if not isinstance(leaf, Tensor) or is_expanded(leaf) or (leaf.numel() and leaf.data_ptr() in seen):
+                raise ValueError(_why_not_donated(args, positions))
+            seen.add(leaf.data_ptr())
+    return [args[position] for position in positions]
+
+
+def _why_not_donated(args: Sequence[Any], positions: Sequence[int]) -> str:
     seen: dict[int, str] = {}
-    for position, argument in zip(positions, donated, strict=True):
-        for path, leaf in tree.leaves_with_paths(argument):
+    for position in positions:
+        for path, leaf in tree.leaves_with_paths(args[position]):
             place = f"argument {position} at {path!r}"
             if not isinstance(leaf, Tensor):
-                raise ValueError(f"compile: {place} is donated but is a {type(leaf).__name__}, not a tensor")
+                return f"compile: {place} is donated but is a {type(leaf).__name__}, not a tensor"
             if is_expanded(leaf):
-                raise ValueError(
-                    f"compile: {place} is an expanded view; donate a tensor that owns its memory (clone it)"
-                )
+                return f"compile: {place} is an expanded view; donate a tensor that owns its memory (clone it)"
             if leaf.numel() and seen.setdefault(leaf.data_ptr(), place) != place:
-                raise ValueError(f"compile: {place} is the same memory as {seen[leaf.data_ptr()]}; donate it once")
+                return f"compile: {place} is the same memory as {seen[leaf.data_ptr()]}; donate it once"
+    raise AssertionError("every donated tensor can be written to")
+
+
+def _moved(leaf: Tensor) -> Tensor:
+    """Return the new value of a leaf: a copy, if it is an argument as it came or a part of one.
+
+    An entry may move to another place, as in a history of gradients, and then has to be read before that place is
+    written. A plain ``clone`` would not do: the compiler takes it out without looking at what is written (torch 2.14).
+    """
+    return leaf if leaf._base is None else torch.where(leaf == leaf, leaf, leaf)
+
+
+def _fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> bool:
+    """Tell whether the outputs can go into the memory of the donated arguments."""
+    if positions and not (isinstance(outputs, (tuple, list)) and len(outputs) >= len(positions)):
+        return False
+    for new, position in zip(outputs, positions, strict=False):
+        leaves, spec = optree.tree_flatten(new)
+        wanted, expected = optree.tree_flatten(args[position])
+        if spec != expected or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return False
+        for leaf, old in zip(leaves, wanted, strict=True):
+            if leaf.shape != old.shape or leaf.dtype != old.dtype or leaf.device != old.device:
+                return False
+    return True
+
+
+def _why_no_fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> str:
+    if not (isinstance(outputs, (tuple, list)) and len(outputs) >= len(positions)):
+        got = f"{len(outputs)}" if isinstance(outputs, (tuple, list)) else f"a {type(outputs).__name__}"
+        return f"compile: with {len(positions)} donated arguments the function returns a tuple of their new values, got {got}"
+    for number, position in enumerate(positions):
+        for path, leaf in tree.leaves_with_paths(outputs[number]):
+            if not isinstance(leaf, Tensor):
+                return f"compile: output {number} at {path!r} is a {type(leaf).__name__}, expected a tensor"
+        try:
+            tree.check_same(outputs[number], args[position], f"compile: output {number}", f"argument {position}")
+        except ValueError as error:
+            return f"{error} It was to take that argument's memory; nothing was written."
+    raise AssertionError("the outputs fit")
 
 
 def is_expanded(leaf: Tensor) -> bool:
@@ -107,13 +174,22 @@ def is_expanded(leaf: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
 
 
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (float, int)) and not isinstance(leaf, bool)
+
+
 def _numbers_to_tensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
     leaves = tree.leaves(args)
-    if not any(isinstance(leaf, float) for leaf in leaves):
+    if not any(map(_is_number, leaves)):
         return args
     like = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), torch.zeros(()))
-    dtype = accumulator_dtype(like.dtype)
-    convert = lambda leaf: torch.tensor(leaf, dtype=dtype, device=like.device) if isinstance(leaf, float) else leaf
+    floating = accumulator_dtype(like.dtype)
+
+    def convert(leaf: Any) -> Any:
+        if not _is_number(leaf):
+            return leaf
+        return torch.tensor(leaf, dtype=floating if isinstance(leaf, float) else torch.int64, device=like.device)
+
     everything: Any = args
     converted: Any = optree.tree_map(convert, everything)  # the settings of schedules too
     return converted

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from functopt import tree
 from functopt.base import state_class
-from functopt.numerics import lerp
+from functopt.numerics import lerp, once
 from functopt.tree import Tree
 
 __all__ = ["Ema"]
@@ -67,4 +67,4 @@ class Ema(NamedTuple):
     @property
     def mean(self) -> Tree:
         """``total / weight``, a tree like the parameters; NaN before the first update."""
-        return tree.map(lambda t, w: t / w, self.total, self.weight)
+        return tree.map(lambda t, r: t * r, self.total, tree.map(lambda w: once(1 / w), self.weight))

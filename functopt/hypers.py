@@ -72,6 +72,8 @@ def check_hyper(who: str, name: str, value: Any, params: Tree = None, *, schedul
     """
     if isinstance(value, (float, int)):
         return check_number(who, name, value)
+    if tree.layout_of(value) is not None:  # numbers by leaf, beside packed parameters
+        return None
     for leaf in optree.tree_leaves(value, is_leaf=is_schedule):
         if is_schedule(leaf):
             if not schedules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator_dtype", "lerp", "maximum", "minimum", "sqrt"]
+__all__ = ["accumulator_dtype", "lerp", "maximum", "minimum", "once", "sqrt", "where"]
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -37,6 +37,26 @@ def maximum(x: Tensor, bound: float | Tensor) -> Tensor:
     return torch.clamp(x, min=bound)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
+def where(condition: bool | Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Return ``x`` where the condition holds, else ``other``; the condition may be a bool of Python's."""
+    if isinstance(condition, bool):
+        return x if condition else other
+    return torch.where(condition, x, other)
+
+
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype for sums and bookkeeping beside values of ``dtype``: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def once(x: Tensor) -> Tensor:
+    """Return ``x``, a small tensor that a larger one is about to be combined with, computed once.
+
+    The compiler puts what ``x`` is made of into the loop over the larger tensor, where square roots and divisions of
+    numbers are done again for every few entries. It never does so with the result of a reduction, unless it is very
+    short; so this is one, of 16 terms of which 15 are zero. Outside a compiled function it does nothing.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    first = torch.arange(16, device=x.device) == 0
+    return torch.where(first, x.unsqueeze(-1), 0).sum(-1)

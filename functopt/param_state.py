@@ -15,7 +15,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.tree import Tree
 
-__all__ = ["SHARED", "entries", "fill", "merge", "select"]
+__all__ = ["SHARED", "entries", "select"]
 
 SHARED = object()
 """The owner of what belongs to all parameters."""
@@ -41,12 +41,6 @@ def entries(state: Tree, keys: Keys) -> dict[tuple[Any, str], Tensor]:
     return {(owner, unique[path]): leaf for (owner, path), leaf in found.items()}
 
 
-def fill(state: Tree, keys: Keys, values: dict[tuple[Any, str], Tensor]) -> Tree:
-    """Return a state of the same structure with other tensors, given as :func:`entries` gives them."""
-    ordered = iter([values[entry] for entry in entries(state, keys)])
-    return _map(lambda owner, path, leaf: next(ordered), state, keys)
-
-
 def select(state: Tree, keys: Keys, some: Keys) -> Tree:
     """Return the state of some of the parameters, with what is shared."""
     if isinstance(state, Tensor):
@@ -54,24 +48,6 @@ def select(state: Tree, keys: Keys, some: Keys) -> Tree:
     if _is_by_parameter(state, keys):
         return {key: value for key, value in state.items() if key in some}
     return _like(state, [select(child, keys, some) for _, child in tree.children(state)])
-
-
-def merge(old: Tree, new: Tree, keys: Keys, some: Keys, *, shared: str) -> Tree:
-    """Put the state of some parameters, new or not, into ``old``, that of the parameters called ``keys``.
-
-    Args:
-        old: the state.
-        new: the state of some parameters.
-        keys: the parameters of ``old``.
-        some: the parameters of ``new``.
-        shared: ``"old"`` or ``"new"``: where shared tensors come from.
-    """
-    if isinstance(old, Tensor):
-        return new if shared == "new" else old
-    if _is_by_parameter(old, keys) and _is_by_parameter(new, some):
-        return {**old, **new}
-    pairs = zip(tree.children(old), tree.children(new), strict=True)
-    return _like(old, [merge(a, b, keys, some, shared=shared) for (_, a), (_, b) in pairs])
 
 
 def _map(

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
+from functopt.eager import EagerStep
+from functopt.fused import CompiledStep
 from functopt.hypers import check_hyper, show, unknown_hyper
-from functopt.param_state import SHARED, entries, fill, merge, select
-from functopt.tree import Tree
+from functopt.inplace import InPlace
+from functopt.param_state import SHARED
 
 __all__ = ["StatefulOptimizer"]
 
@@ -27,9 +29,15 @@ _OTHER_KEYS = {
 class StatefulOptimizer(torch.optim.Optimizer):
     """Train a module's parameters in place with a functional optimizer: a real ``torch.optim.Optimizer``.
 
-    ``step`` collects the parameters that have a gradient into a tree, calls ``tx.update`` on it and writes the result
-    back. The tree is a dict keyed by name if the parameters come with names (``model.named_parameters()``), else by
-    position, counted over all groups; masks and per-layer hypers refer to these keys.
+    ``step`` is ``tx.update`` on the tree of the parameters that have a gradient, written back into them. The tree is a
+    dict keyed by name if the parameters come with names (``model.named_parameters()``), else by position, counted over
+    all groups; masks and per-layer hypers refer to these keys.
+
+    Eagerly it works piece by piece, so that little is held twice. With ``compile=True`` the step is one compiled graph
+    in place, whatever the number of parameters: they become views of one flat buffer, and so do their gradients once
+    they have arrived. A parameter saved by itself (not in a ``state_dict`` with the others) brings the buffer along;
+    ``clone`` it before. An optimizer with links that cannot run packed (see :func:`link <functopt.link>`) is compiled
+    leaf by leaf instead.
 
     The hypers of ``tx`` are entries of ``param_groups`` and may be changed between steps, by hand or by
     ``torch.optim.lr_scheduler``. Where there are ``beta1`` and ``beta2``, torch's ``betas`` is another way to read and
@@ -42,6 +50,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters, or dicts of a group's ``params`` and hypers.
         tx: the optimizer.
+        compile: compile the step.
         **hypers: defaults that take the place of those of ``tx``.
 
     Raises:
@@ -53,15 +62,15 @@ class StatefulOptimizer(torch.optim.Optimizer):
     """
 
     tx: Transform  # as given, with the defaults of the optimizer
-    _tx: Transform  # the same with a value of every hyper for every parameter, so that each has bookkeeping of its own
-    _state: Tree
+    _inner: InPlace = None  # with the state  # pyright: ignore[reportAssignmentType]
+    _step: EagerStep | CompiledStep
 
-    def __init__(self, params: Any, tx: Transform, **hypers: Any) -> None:
+    def __init__(self, params: Any, tx: Transform, *, compile: bool = False, **hypers: Any) -> None:
         if not isinstance(tx, Transform):
             hint = "; call it to make one" if callable(tx) else ""
             raise TypeError(f"StatefulOptimizer: tx is a {type(tx).__name__}, expected a Transform{hint}")
         self.tx = tx.with_hypers(**_Group(hypers))
-        self._state = None
+        self._compile = compile
         super().__init__(params, dict(self.tx.hypers))
         if {"beta1", "beta2"} <= self.defaults.keys():  # OneCycleLR and CyclicLR look for it
             self.defaults["betas"] = (self.defaults["beta1"], self.defaults["beta2"])
@@ -78,9 +87,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 yield (names[i] if names else position), param, group
                 position += 1
 
-    def _hypers(self, keys: Mapping[Any, Any]) -> dict[str, dict[Any, Any]]:
-        """Return the hypers in force, with a value for each of these parameters."""
-        items = [(key, group) for key, _, group in self._items() if key in keys]
+    def _values(self) -> dict[str, dict[Any, Any]]:
+        """Return the hypers in force, with a value for each parameter."""
+        items = [(key, group) for key, _, group in self._items()]
         return {name: {key: _value(group[name], key, name) for key, group in items} for name in self.tx.hypers}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -104,14 +113,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
         for name, default in self.tx.hypers.items():
             # copied, because LR schedulers write into tensors: neither the defaults nor another group may change
             group[name] = _copied(group.get(name, default))
-            counted = self._state is None or self._tx._counts_steps
+            counted = self._inner is None or self._inner.tx._counts_steps
             check_hyper("StatefulOptimizer", name, group[name], schedules=counted)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
             _check_unique(group["params"])
         before = {key for key, _, _ in self._items()}
         super().add_param_group(group)
-        if self._state is not None:
+        if self._inner is not None:
             try:
                 self._include(before)
             except Exception:
@@ -124,14 +133,23 @@ class StatefulOptimizer(torch.optim.Optimizer):
         params = {key: param.detach() for key, param, _ in items}
         if len(params) < len(items):
             raise ValueError("StatefulOptimizer: two parameters have the same name")
-        new = {key: param for key, param in params.items() if key not in before}
-        if before and not new:
+        if before and len(params) == len(before):
             return
-        tree.check_params(new, "StatefulOptimizer")
-        state = self.tx.with_hypers(**self._hypers(new)).init(new)
-        if before:
-            state = merge(self._state, state, before, new.keys(), shared="old")
-        self._tx, self._state = self.tx.with_hypers(**self._hypers(params)), state
+        tree.check_params({key: param for key, param in params.items() if key not in before}, "StatefulOptimizer")
+        self._settle(InPlace(self.tx, self._values(), params))
+
+    def _settle(self, inner: InPlace) -> None:
+        """Take over from what was there, if anything: its state goes on."""
+        if self._inner is not None:
+            old = self._inner.entries()
+            for entry, leaf in inner.entries().items():
+                if entry in old:
+                    leaf.copy_(old[entry])
+            if isinstance(self._step, CompiledStep):
+                self._step.close()
+        self._inner = inner
+        params = {key: param for key, param, _ in self._items()}
+        self._step = CompiledStep(inner, params) if self._compile else EagerStep(inner, params)
 
     # Steps
 
@@ -157,24 +175,13 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 extras.setdefault("value", loss.detach())
         for group in self.param_groups:
             for name in self.tx.hypers:
-                check_hyper("StatefulOptimizer", name, group[name], schedules=self._tx._counts_steps)
-        keys = {key for key, _, _ in self._items()}
-        given = {key: param for key, param, _ in self._items() if param.grad is not None}
-        if not given:
-            return loss
-        params = {key: param.detach() for key, param in given.items()}
-        grads = {key: _dense(param.grad, key) for key, param in given.items()}
-        some = len(params) < len(keys)
-        with torch.no_grad():
-            state = select(self._state, keys, params.keys()) if some else self._state
+                check_hyper("StatefulOptimizer", name, group[name], schedules=self._inner.tx._counts_steps)
+        params = {key: param for key, param, _ in self._items()}
+        grads = {key: _dense(param.grad, key) for key, param in params.items() if param.grad is not None}
+        if grads:
             # not update: torch has made sure that gradients fit, and the hypers are checked above, once for each group
-            new, state = self._tx.run(grads, state, params, self._hypers(params), **extras)
-            state = _unshared(state, params, grads)
-            if some:
-                state = merge(self._state, state, keys, params.keys(), shared="new")
-            for key, param in params.items():
-                param.copy_(new[key])
-        self._state = state
+            with torch.no_grad():
+                self._step(params, grads, self._values(), extras)
         return loss
 
     # State
@@ -187,14 +194,19 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """
         params = {key: param for key, param, _ in self._items()}
         view: dict[Any, dict[str, Tensor]] = {param: {} for param in params.values()}
-        for (key, name), leaf in entries(self._state, params.keys()).items():
+        for (key, name), leaf in self._inner.entries().items():
             view.setdefault("shared" if key is SHARED else params[key], {})[name] = leaf
         return view
 
     @state.setter
     def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if value or self._state is not None:  # torch's constructor assigns an empty one, before there is any
+        if value or self._inner is not None:  # torch's constructor assigns an empty one, before there is any
             raise AttributeError("StatefulOptimizer: state is only a view; to change it use load_state_dict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state, and the groups, as ``torch.optim.Optimizer.state_dict`` does."""
+        saved = super().state_dict()
+        return {**saved, "state": tree.map(lambda leaf: leaf.clone(), saved["state"])}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -218,8 +230,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         ids = [i for pair in zip(self.param_groups, saved_groups, strict=True) for i in _saved_ids(*pair)]
         owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)} | {SHARED: "shared"}
         saved = {(i, name): value for i, own in state_dict["state"].items() for name, value in own.items()}
-        values = {}
-        for (key, name), leaf in entries(self._state, owners.keys() - {SHARED}).items():
+        values = []
+        for (key, name), leaf in self._inner.entries().items():
             value = saved.pop((owners[key], name), None)
             if not isinstance(value, Tensor) or value.shape != leaf.shape:
                 whose = "the optimizer" if key is SHARED else f"parameter {key!r}"
@@ -228,11 +240,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
                     f"load_state_dict: {whose} needs a {name!r} of shape {list(leaf.shape)}, but the saved state has "
                     f"{got}. Was it made by another optimizer?"
                 )
-            values[key, name] = value.detach().to(leaf, copy=True)
+            values.append((leaf, value))
         if saved:
             extra = sorted({name for _, name in saved})
             raise ValueError(f"load_state_dict: nothing here is called {extra}. Was it made by another optimizer?")
-        self._state = fill(self._state, owners.keys() - {SHARED}, values)
+        for leaf, value in values:
+            leaf.copy_(value)
         self.param_groups = groups
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -243,13 +256,19 @@ class StatefulOptimizer(torch.optim.Optimizer):
         for name in self.tx.hypers:
             if name not in loaded:
                 raise ValueError(f"load_state_dict: a saved group has no {name!r}. Was it made by another optimizer?")
-            check_hyper("load_state_dict", name, loaded[name], schedules=self._tx._counts_steps)
+            check_hyper("load_state_dict", name, loaded[name], schedules=self._inner.tx._counts_steps)
         return _Group({**group, **copy.deepcopy(loaded)})
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "tx": self.tx, "_tx": self._tx, "_state": self._state}
-        del state["state"]  # a view of _state
+        state = {**super().__getstate__(), "tx": self.tx, "_compile": self._compile, "saved": self.state_dict()}
+        del state["state"]  # a view; saved has it
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("saved")
+        super().__setstate__(state)
+        self._include(set())
+        self.load_state_dict(saved)
 
     def __repr__(self) -> str:
         lines = [f"StatefulOptimizer({self.tx}"]
@@ -311,12 +330,6 @@ def _dense(grad: Any, key: Any) -> Tensor:
             "use nn.Embedding(sparse=False)"
         )
     return grad.detach()
-
-
-def _unshared(state: Tree, params: dict[Any, Tensor], grads: dict[Any, Tensor]) -> Tree:
-    """Copy what a state shares with the parameters and gradients: those are changed in place, a state never is."""
-    memory = {leaf.untyped_storage()._cdata for leaf in (*params.values(), *grads.values())}
-    return optree.tree_map(lambda leaf: leaf.clone() if leaf.untyped_storage()._cdata in memory else leaf, state)
 
 
 def _saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:

@@ -237,7 +237,7 @@ def test_trajectory_of_the_wrapper(case):
             rows[leaf].append(params[leaf].detach().clone())
     for leaf in leaves:
         close(torch.stack(rows[leaf]), array(f"{case['name']}/params/{leaf}"), f"params/{leaf}")
-        check_state(case, optimizer._state, leaf, at(hypers, steps_of(case) - 1)["lr"])
+        check_state(case, tree.unpack(optimizer._inner.state), leaf, at(hypers, steps_of(case) - 1)["lr"])
 
 
 # Averages: the notebook's debias and its curves

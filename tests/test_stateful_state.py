@@ -64,12 +64,7 @@ def test_a_state_is_taken_apart_by_parameter():
     found = {entry: float(leaf) for entry, leaf in param_state.entries(whole, keys).items()}
     rows = {(k, "total.row"): 0.0 for k in "abc"} | {(k, "total.column"): 1.0 for k in "ac"}
     assert found == {(param_state.SHARED, "0"): 0.0, (param_state.SHARED, "weight"): 0.0} | rows
-    assert same(param_state.fill(whole, keys, {entry: torch.tensor(v) for entry, v in found.items()}), whole)
     assert same(param_state.select(whole, keys, {*"bc"}), state("bc", 0.0))
-    for shared, value in (("old", 0.0), ("new", 5.0)):
-        merged = param_state.merge(whole, state("cd", 5.0), keys, {*"cd"}, shared=shared)
-        assert float(merged[0]) == float(merged[1][0].weight) == value
-        assert {k: float(own.row) for k, own in merged[1][0].total.items()} == {"a": 0.0, "b": 0.0, "c": 5.0, "d": 5.0}
 
 
 def test_a_state_can_be_built_on_meta_tensors():

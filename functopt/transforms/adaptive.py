@@ -41,7 +41,7 @@ class ScaleByRmsState(NamedTuple):
     mu: Tree  # an Ema, or () if not centered
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_rms(decay=0.99, eps=1e-8, *, centered: bool = False, eps_in_sqrt: bool = False) -> Any:
     """Divide by the root of the running mean square: RMSProp.
 
@@ -84,7 +84,7 @@ class ScaleByMomentumOverRmsState(NamedTuple):
     nu: Ema
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_momentum_by_rms(momentum=0.9, decay=0.99, eps=1e-8) -> Any:
     """Divide the momentum of the *gradient* by its root mean square: fastai's RMSProp with momentum.
 
@@ -121,7 +121,7 @@ class ScaleByAdamState(NamedTuple):
 _NESTEROV = (False, True, "same_step", "raw")
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_adam(
     beta1=0.9,
     beta2=0.999,
@@ -198,7 +198,7 @@ class ScaleByNadamState(NamedTuple):
     product: Tree  # product of the momenta so far, 0-d or one per group
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_nadam(beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3) -> Any:
     """Adam with Nesterov momentum that grows by Dozat's schedule, as in ``torch.optim.NAdam``.
 
@@ -245,7 +245,7 @@ class ScaleByRadamState(NamedTuple):
     age: Tree  # sum of weight times age, with the structure of nu.weight
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_radam(
     beta1=0.9, beta2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0, softplus_beta=0.0, *, eps_debiased: bool = False
 ) -> Any:
@@ -316,7 +316,7 @@ class ScaleByQhadamState(NamedTuple):
     nu: Ema
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_qhadam(beta1=0.9, beta2=0.999, nu1=1.0, nu2=1.0, eps=1e-8) -> Any:
     """Adam whose moments are mixed with the present gradient: quasi-hyperbolic Adam.
 

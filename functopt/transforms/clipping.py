@@ -8,11 +8,12 @@ import torch
 
 from functopt import tree
 from functopt.base import link
+from functopt.numerics import once
 
 __all__ = ["clip", "clip_by_global_norm"]
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def clip(max_delta) -> Any:
     """Clip every entry: ``u ← min(max(u, -max_delta), max_delta)``.
 
@@ -26,7 +27,7 @@ def clip(max_delta) -> Any:
     return transform
 
 
-@link(layout_invariant=True)
+@link(scope="tree")
 def clip_by_global_norm(max_norm) -> Any:
     """Shrink all updates together so that their joint 2-norm is at most ``max_norm``.
 
@@ -41,11 +42,11 @@ def clip_by_global_norm(max_norm) -> Any:
     def transform(updates, state, params, max_norm):
         norm = tree.norm(updates)
 
-        def shrink(u, m):
+        def factor(m):
             # 1 stands in for both where they are not used, so that derivatives are 0 there and not NaN
             over, one = norm > m, torch.ones_like(norm)
-            return u * (torch.where(over, m, one) / torch.where(over, norm, one))
+            return once(torch.where(over, m, one) / torch.where(over, norm, one))
 
-        return tree.map(shrink, updates, max_norm), state
+        return tree.map(lambda u, factor: u * factor, updates, tree.map(factor, max_norm)), state
 
     return transform

@@ -8,7 +8,8 @@ from typing import Any
 import optree
 
 from functopt import tree
-from functopt.base import link
+from functopt.base import Scope, link
+from functopt.numerics import where
 from functopt.tree import Tree
 
 __all__ = ["add_decayed_weights", "shrink_weights"]
@@ -16,14 +17,15 @@ __all__ = ["add_decayed_weights", "shrink_weights"]
 Mask = Tree | Callable[[Tree], Tree] | None
 
 
-def _no_mask(mask: Mask) -> bool:
-    return mask is None
+def _scope(mask: Mask) -> Scope:
+    return "element" if mask is None else "leaf"
 
 
 def _masked(mask: Mask, params: Tree, what: str) -> Tree:
     """Return the mask as a tree of bools that is a prefix of ``params``."""
     if mask is None:
         return True
+    params = tree.unpack(params)
     # trimmed, because the parameters may be only those that have a gradient at this step
     chosen: Any = mask(params) if callable(mask) else tree.trim(mask, params)
     if not all(isinstance(leaf, bool) for leaf in optree.tree_leaves(chosen)):
@@ -36,7 +38,7 @@ def _masked(mask: Mask, params: Tree, what: str) -> Tree:
     return chosen
 
 
-@link(layout_invariant=_no_mask)
+@link(scope=_scope)
 def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
     """Add a multiple of the parameters: ``u ← u + weight_decay·p``.
 
@@ -56,12 +58,13 @@ def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
 
     def transform(updates, state, params, weight_decay):
         chosen = _masked(mask, params, "add_decayed_weights")
-        return tree.map(lambda u, p, d, on: u + d * p if on else u, updates, params, weight_decay, chosen), state
+        decay = lambda u, p, d, on: where(on, u + d * p, u)
+        return tree.map(decay, updates, params, weight_decay, chosen), state
 
     return transform
 
 
-@link(layout_invariant=_no_mask)
+@link(scope=_scope)
 def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
     """Shrink the parameters *after* the step: ``p ← (p + u)·(1 - lr·weight_decay)``.
 
@@ -83,7 +86,7 @@ def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
         chosen = _masked(mask, params, "shrink_weights")
 
         def shrink(u, p, d, lr, on):
-            return u - lr * d * (p + u) if on else u
+            return where(on, u - lr * d * (p + u), u)
 
         return tree.map(shrink, updates, params, weight_decay, lr, chosen), state
 

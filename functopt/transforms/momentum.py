@@ -18,7 +18,7 @@ class TraceState(NamedTuple):
     trace: Ema  # undamped: total is the buffer
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
     """Accumulate a trace of past updates: classic (heavy-ball) momentum.
 
@@ -52,7 +52,7 @@ class EmaState(NamedTuple):
     ema: Ema
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def ema(decay=0.9, *, debias: bool = True) -> Any:
     """Replace the updates by their exponential moving average: ``m ← decay·m + (1 - decay)·u``.
 

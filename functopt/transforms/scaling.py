@@ -10,7 +10,7 @@ from functopt.base import link
 __all__ = ["identity", "scale", "scale_by_lr", "set_to_zero"]
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def identity() -> Any:
     """Leave the updates as they are."""
 
@@ -20,7 +20,7 @@ def identity() -> Any:
     return transform
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def set_to_zero() -> Any:
     """Replace the updates by zeros, to begin a chain whose rule does not depend on the gradient.
 
@@ -33,7 +33,7 @@ def set_to_zero() -> Any:
     return transform
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale(step_size) -> Any:
     """Multiply the updates by a factor: ``u ← step_size·u``. A negative factor turns a gradient into a descent."""
 
@@ -43,7 +43,7 @@ def scale(step_size) -> Any:
     return transform
 
 
-@link(layout_invariant=True)
+@link(scope="element")
 def scale_by_lr(lr=1e-3, *, flip_sign: bool = True) -> Any:
     """Multiply by the learning rate and turn the direction around: ``u ← -lr·u``.
 

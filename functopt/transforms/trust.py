@@ -6,23 +6,23 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
-from functopt.numerics import accumulator_dtype, maximum, minimum, sqrt
+from functopt.numerics import accumulator_dtype, maximum, minimum, once, sqrt
 from functopt.tree import Tree
 
 __all__ = ["ScaleByLarcState", "scale_by_larc", "scale_by_trust_ratio"]
 
 
-def _square(x: Tensor, kind: str = "l2") -> Tensor:
-    squares = x.to(accumulator_dtype(x.dtype)).square()
-    return squares.mean() if kind == "rms" else squares.sum()
+def _squares(values: Tree, kind: str = "l2") -> Tree:
+    """Return the sum, or the mean, of the squares of each leaf."""
+    squares = tree.map(lambda x: x.to(accumulator_dtype(x.dtype)).square(), values)
+    return tree.means(squares) if kind == "rms" else tree.sums(squares)
 
 
-@link
+@link(scope="leaf")
 def scale_by_trust_ratio(
     min_norm=0.0, trust_coefficient=1.0, eps=0.0, max_ratio=math.inf, *, norm: str = "l2", one_at_zero: bool = True
 ) -> Any:
@@ -48,18 +48,17 @@ def scale_by_trust_ratio(
         raise ValueError(f"scale_by_trust_ratio: norm must be 'l2' or 'rms', got {norm!r}")
 
     def transform(updates, state, params, min_norm, trust_coefficient, eps, max_ratio):
-        def rescale(u, p, low, trust, eps, cut):
-            of_params, of_updates = _square(p, norm), _square(u, norm)
+        def ratio(of_updates, of_params, low, trust, eps, cut):
             # 1 stands in for a norm of 0, by which nothing is divided, so that derivatives there are 0 and not NaN
             divisor = sqrt(torch.where(of_updates == 0, 1.0, of_updates))
             ratio = minimum(trust * maximum(sqrt(of_params), low) / (maximum(divisor, low) + eps), cut)
             if one_at_zero:
-                ratio = torch.where((of_params == 0) | (of_updates == 0), 1.0, ratio)
-            else:
-                ratio = torch.where(of_params == 0, 0.0, ratio)
-            return ratio * u
+                return torch.where((of_params == 0) | (of_updates == 0), 1.0, ratio)
+            return torch.where(of_params == 0, 0.0, ratio)
 
-        return tree.map(rescale, updates, params, min_norm, trust_coefficient, eps, max_ratio), state
+        of_updates, of_params = _squares(updates, norm), _squares(params, norm)
+        ratios = tree.map(ratio, of_updates, of_params, min_norm, trust_coefficient, eps, max_ratio)
+        return tree.map(lambda u, q: q * u, updates, tree.map(once, ratios)), state
 
     return transform
 
@@ -72,7 +71,7 @@ class ScaleByLarcState(NamedTuple):
     ratio: Tree  # 0-d, a tree like the parameters
 
 
-@link
+@link(scope="leaf")
 def scale_by_larc(momentum=0.9, trust_coefficient=0.02, eps=1e-8, weight_decay=0.0, *, clip: bool = True) -> Any:
     """Scale the momentum of every leaf by a ratio taken from its present gradient: LARC.
 
@@ -90,18 +89,17 @@ def scale_by_larc(momentum=0.9, trust_coefficient=0.02, eps=1e-8, weight_decay=0
     """
 
     def init(params) -> ScaleByLarcState:
-        ratio = tree.map(lambda p: p.new_zeros((), dtype=accumulator_dtype(p.dtype), requires_grad=False), params)
-        return ScaleByLarcState(Ema.zeros(params, momentum), ratio)
+        return ScaleByLarcState(Ema.zeros(params, momentum), tree.sums(tree.zeros_like(params)))
 
     def transform(updates, state, params, momentum, trust_coefficient, eps, weight_decay):
         m = state.trace.update(updates, momentum, 1.0)
 
-        def layer_ratio(g, p, trust, eps, d, old):
-            size = sqrt(_square(p))
-            ratio = trust * size / (sqrt(_square(g)) + d * size + eps)
-            return (minimum(ratio, 1.0) if clip else ratio).to(old.dtype)
+        def layer_ratio(of_params, of_grads, trust, eps, d):
+            size = sqrt(of_params)
+            ratio = trust * size / (sqrt(of_grads) + d * size + eps)
+            return once((minimum(ratio, 1.0) if clip else ratio).to(of_params.dtype))
 
-        ratio = tree.map(layer_ratio, updates, params, trust_coefficient, eps, weight_decay, state.ratio)
+        ratio = tree.map(layer_ratio, _squares(params), _squares(updates), trust_coefficient, eps, weight_decay)
         return tree.map(lambda m, q: q * m, m.total, ratio), ScaleByLarcState(m, ratio)
 
     return init, transform

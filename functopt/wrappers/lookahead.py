@@ -80,5 +80,5 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
         no_updates("lookahead"),
         write=write,
         hypers={**fast_optimizer.hypers, **own},
-        layout_invariant=fast_optimizer.layout_invariant,
+        scopes=[*fast_optimizer._scopes, ("lookahead", "element")],
     )

@@ -1,0 +1,119 @@
+"""Compiled steps in place: parameters, gradients and state in flat buffers, and one graph over them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functopt import tree
+from functopt.compile import RECOMPUTE
+from functopt.compile import compile as compile_step
+from functopt.inplace import InPlace, Key, Values, for_keys
+from functopt.param_state import select
+from functopt.tree import Tree
+
+__all__ = ["CompiledStep"]
+
+
+class CompiledStep:
+    """Takes the steps of an :class:`InPlace` in one compiled graph.
+
+    If the optimizer can run packed, the parameters become views of a flat buffer, so that the number of kernels does not
+    depend on their number; gradients are moved into another as they arrive. Whatever puts other memory in their place
+    (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else. Otherwise
+    the graph works leaf by leaf, on the parameters where they are.
+
+    Packed, it is data which parameters have a gradient: only the first time that one has none compiles again.
+    """
+
+    def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
+        self.owner = owner
+        self.tx, _, _ = owner.at_step({})
+        self.run = compile_step(self._update, donate=(0, 1), options=RECOMPUTE)
+        self.differing: set[str] = set()  # hypers that parameters have not always shared
+        self.hooks: list[Any] = []
+        if owner.packed:
+            self.params = owner.layout.pack({key: param.detach() for key, param in params.items()})
+            self.grads = owner.layout.zeros()
+            self.param_views: Mapping[Key, Tensor] = tree.unpack(self.params)
+            self.grad_views: Mapping[Key, Tensor] = tree.unpack(self.grads)
+            self._adopt(params)
+            me = weakref.ref(self)
+            self.hooks = [p.register_post_accumulate_grad_hook(_Collect(me, key)) for key, p in params.items()]
+
+    def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
+        """Take a step for the parameters that have a gradient."""
+        owner = self.owner
+        _, state, values = owner.at_step(values)
+        if owner.packed:
+            self._adopt(params)
+            self._collect(params, grads)
+            hypers = self._hypers(values, [*params])
+            given: Tree = ()
+            if len(grads) < len(params):
+                given = owner.layout.numbers({key: key in grads for key in params})
+            self.run(self.params, state, self.grads, hypers, given, extras)
+        else:
+            own = {key: params[key].detach() for key in grads}
+            hypers = for_keys(values, [*grads])
+            self.run(own, select(state, owner.keys, grads.keys()), dict(grads), hypers, (), extras)
+        owner.count_step()
+
+    def close(self) -> None:
+        """Stop collecting gradients."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _update(self, params: Tree, state: Tree, grads: Tree, hypers: Any, given: Tree, extras: Any) -> tuple[Tree, Tree]:
+        new, new_state = self.tx.run(grads, state, params, hypers, **extras)
+        if given == ():
+            return new, new_state
+        choose = self.owner.layout.choose
+        return choose(given, new, params), choose(given, new_state, state)
+
+    def _hypers(self, values: Values, keys: list[Key]) -> dict[str, Any]:
+        """Return one number for all, or for a hyper that has ever differed between parameters the scalars of all."""
+        hypers = for_keys(values, keys, self.owner.layout)
+        self.differing |= {name for name, value in hypers.items() if tree.layout_of(value) is not None}
+        return {
+            name: self.owner.layout.numbers(value) if name in self.differing and not tree.layout_of(value) else value
+            for name, value in hypers.items()
+        }
+
+    def _adopt(self, params: Mapping[Key, Tensor]) -> None:
+        """Make sure that every parameter is a view of the buffer, and has the values that it has now."""
+        for key, param in params.items():
+            view = self.param_views[key]
+            if param.data_ptr() != view.data_ptr() or param.stride() != view.stride():
+                view.copy_(param.detach())
+                param.data = view
+
+    def _collect(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor]) -> None:
+        """Bring gradients that lie elsewhere into the buffer, and zeros where there is none."""
+        for key, view in self.grad_views.items():
+            grad = grads.get(key)
+            if grad is None:
+                view.zero_()
+            elif grad.data_ptr() != view.data_ptr() or grad.stride() != view.stride():
+                view.copy_(grad)
+                params[key].grad = view
+
+
+class _Collect:
+    """Moves a gradient into the buffer as soon as it has been accumulated, which frees its memory."""
+
+    def __init__(self, step: weakref.ref[CompiledStep], key: Key) -> None:
+        self.step, self.key = step, key
+
+    @torch.no_grad()
+    def __call__(self, param: Tensor) -> None:
+        step = self.step()
+        if step is None or param.grad is None or param.grad.requires_grad or param.grad.layout is not torch.strided:
+            return
+        view = step.grad_views[self.key]
+        if param.grad.data_ptr() != view.data_ptr():
+            param.grad = view.copy_(param.grad)

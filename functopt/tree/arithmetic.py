@@ -1,0 +1,134 @@
+"""Arithmetic on whole trees: reductions, bookkeeping scalars, a leading axis of members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optree
+import torch
+from torch import Tensor
+
+from functopt.numerics import accumulator_dtype, sqrt
+from functopt.tree.checks import check_same
+from functopt.tree.walk import Tree, children, is_schedule, layout_of, leaves, map
+
+__all__ = ["means", "member", "norm", "owned", "replicate", "scalars", "size", "stack", "sums", "zeros_like"]
+
+
+def zeros_like(params: Tree, dtype: torch.dtype | None = None, *, accumulate: bool = False) -> Tree:
+    """Return a tree of zeros; with ``accumulate`` its leaves are float32 at least."""
+    return map(
+        lambda p: torch.zeros_like(p, dtype=accumulator_dtype(p.dtype) if accumulate else dtype, requires_grad=False),
+        params,
+    )
+
+
+def scalars(params: Tree, *hypers: Tree, value: float = 0.0) -> Tree:
+    """Return 0-d bookkeeping tensors with the structure of the hypers: one, or one for each group that they tell apart.
+
+    They live on the device of the parameters that they stand for and are float32 at least. Beside packed parameters
+    hypers that tell leaves apart give the scalars of all leaves in one tensor.
+
+    Args:
+        params: the parameters.
+        *hypers: numbers, 0-d tensors, schedules or prefix trees of ``params`` with those at the leaves. Where they
+            differ in structure, the result has one scalar for each leaf of ``params``.
+        value: what the scalars hold.
+    """
+    like: Tree = hypers[0] if hypers else value
+    structures = [optree.tree_structure(hyper, is_leaf=is_schedule) for hyper in hypers]
+    layout = layout_of(params)
+    if layout is not None and any(children(hyper) for hyper in hypers):
+        return layout.full(value)
+    if any(structure != structures[0] for structure in structures):
+        like = params
+    return optree.tree_map(lambda _, below: _scalar(leaves(below)[0], value), like, params, is_leaf=is_schedule)
+
+
+def _scalar(like: Tensor, value: float) -> Tensor:
+    return like.new_full((), value, dtype=accumulator_dtype(like.dtype), requires_grad=False)
+
+
+def sums(tree: Tree) -> Tree:
+    """Return a tree with the sum of each leaf, a 0-d tensor, summed in float32 at least.
+
+    Of a packed tree these are its scalars. What ``sums`` returns goes back to the leaves by :func:`map`, which
+    broadcasts it there: ``map(lambda u, s: u / s, updates, sums(updates))``.
+    """
+    layout = layout_of(tree)
+    if layout is not None:
+        return layout.sums(tree)
+    return map(lambda leaf: leaf.sum(dtype=accumulator_dtype(leaf.dtype)), tree)
+
+
+def means(tree: Tree) -> Tree:
+    """Return a tree with the mean of each leaf, as :func:`sums` does; that of an empty leaf is 0."""
+    layout = layout_of(tree)
+    if layout is not None:
+        return layout.means(tree)
+    return map(lambda leaf: leaf.sum(dtype=accumulator_dtype(leaf.dtype)) / max(leaf.numel(), 1), tree)
+
+
+def norm(tree: Tree) -> Tensor:
+    """Return the 2-norm of all entries of a tree, a 0-d tensor summed in float32 at least.
+
+    Its derivative at zero is 0.
+    """
+    squares = map(lambda leaf: leaf.to(accumulator_dtype(leaf.dtype)).square(), tree)
+    layout = layout_of(tree)
+    parts = leaves(sums(squares) if layout is None else layout.row_sums(squares))
+    if not parts:
+        raise ValueError("tree.norm: the tree has no leaves")
+    total = parts[0].sum()
+    for part in parts[1:]:
+        total = total + part.sum()
+    return sqrt(total)
+
+
+def size(tree: Tree) -> int:
+    """Return the number of scalars in a tree; padding of packed trees does not count."""
+    layout = layout_of(tree)
+    return layout.size if layout is not None else sum(leaf.numel() for leaf in leaves(tree))
+
+
+def owned(tree: Tree, *others: Tree) -> Tree:
+    """Return a tree in which every leaf owns its memory, so that it can be written to.
+
+    Leaves that are expanded views, or that share memory with another leaf or with one of ``others``, are copied.
+    """
+    taken = {leaf.untyped_storage()._cdata for other in others for leaf in leaves(other)}
+
+    def own(leaf: Tensor) -> Tensor:
+        expanded = any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
+        if expanded or leaf.untyped_storage()._cdata in taken:
+            leaf = leaf.clone(memory_format=torch.contiguous_format)
+        taken.add(leaf.untyped_storage()._cdata)
+        return leaf.detach()
+
+    return map(own, tree)
+
+
+# A leading axis of members
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Stack trees of one structure into one whose leaves have a leading axis: the inverse of :func:`member`.
+
+    Raises:
+        ValueError: there are none, or their structures or shapes differ.
+    """
+    if not trees:
+        raise ValueError("tree.stack: no trees to stack")
+    for i, tree in enumerate(trees[1:], 1):
+        check_same(tree, trees[0], f"tree.stack: tree {i}")
+    return map(lambda *leaves: torch.stack(leaves), trees[0], *trees[1:])
+
+
+def member(tree: Tree, index: int) -> Tree:
+    """Return one member of a stacked tree, as views."""
+    return map(lambda leaf: leaf[index], tree)
+
+
+def replicate(tree: Tree, count: int) -> Tree:
+    """Return ``count`` copies of a tree along a new leading axis; every copy owns its memory."""
+    return map(lambda leaf: leaf.detach().expand(count, *leaf.shape).clone(), tree)
