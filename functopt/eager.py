@@ -11,7 +11,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.combine import split_chain
-from functopt.inplace import InPlace, Key, Values, for_keys
+from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import SHARED, entries, select
 from functopt.tree import Tree
 
@@ -35,7 +35,7 @@ class EagerStep:
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
         self.owner = owner
-        tx, state, _ = owner.at_step({})
+        tx, state, _ = owner.at_step(Values({}, {}))
         self.head: tuple[Transform, Tree] | None = None
         self.pieces: list[_Piece] = []
         self.memory = {leaf.untyped_storage()._cdata for leaf in tree.leaves(owner.state)}
@@ -58,7 +58,7 @@ class EagerStep:
         if self.head is not None:
             ahead, state = self.head
             state = select(state, self.owner.keys, grads.keys())
-            hypers = {**for_keys(values, [*grads])}
+            hypers = values.for_keys([*grads])
             grads, new = ahead._transform(dict(grads), state, {key: params[key] for key in grads}, hypers, **extras)
             self._write(_pairs(state, new).values())
         for piece in self.pieces:
@@ -127,7 +127,7 @@ class _Whole(_Piece):
             return
         state = self.state if len(keys) == len(self.keys) else select(self.state, {*self.keys}, {*keys})
         own = {key: params[key] for key in keys}
-        new, new_state = tx.run({key: grads[key] for key in keys}, state, own, for_keys(values, keys), **extras)
+        new, new_state = tx.run({key: grads[key] for key in keys}, state, own, values.for_keys(keys), **extras)
         pairs = _pairs(state, new_state)
         later.update({number: (old, value.clone()) for number, (old, value) in pairs.items() if number in self.shared})
         write(pair for number, pair in pairs.items() if number not in self.shared)
@@ -150,7 +150,7 @@ class _Slice(_Piece):
             return
         param = params[self.key].view(-1)[self.entries]
         own, grad = {self.key: param}, {self.key: grads[self.key].reshape(-1)[self.entries]}
-        new, new_state = tx.run(grad, self.state, own, for_keys(values, [self.key]), **extras)
+        new, new_state = tx.run(grad, self.state, own, values.for_keys([self.key]), **extras)
         pairs = _pairs(self.state, new_state)
         write(pair for number, pair in pairs.items() if number in self.cut)
         # the rest is the bookkeeping of the whole parameter
@@ -163,32 +163,36 @@ class _Gathered(_Piece):
 
     def __init__(self, owner: InPlace, state: Tree, field: int, start: int, stop: int) -> None:
         self.layout, take = owner.layout.part(field, start, stop)
-        self.keys = [*self.layout.positions]
+        self.keys = sorted(self.layout.positions, key=self.layout.positions.__getitem__)
         self.state = take(state)
         self.owned = {id(t) for node in _packed_nodes(self.state, self.layout) for t in node}
         self.params, self.grads = self.layout.zeros(), self.layout.zeros()
-        self.param_views, self.grad_views = tree.unpack(self.params), tree.unpack(self.grads)
+        self.param_views, self.grad_views = self._views(self.params), self._views(self.grads)
+
+    def _views(self, node: Tree) -> list[Tensor]:
+        return self.layout.fields[0].unpack(node[0], self.layout.shapes)
 
     def step(self, tx, params, grads, values, extras, later, write) -> None:
-        keys = [key for key in self.keys if key in grads]
-        if not keys:
+        given = [i for i, key in enumerate(self.keys) if key in grads]
+        if not given:
             return
-        some = len(keys) < len(self.keys)
+        own = [params[key] for key in self.keys]
+        some = len(given) < len(own)
         if some:
             self.grads[0].zero_()
-        torch._foreach_copy_([self.param_views[key] for key in self.keys], [params[key] for key in self.keys])
-        torch._foreach_copy_([self.grad_views[key] for key in keys], [grads[key] for key in keys])
+        torch._foreach_copy_(self.param_views, own)
+        torch._foreach_copy_([self.grad_views[i] for i in given], [grads[self.keys[i]] for i in given])
         new, new_state = tx.run(
-            self.grads, self.state, self.params, for_keys(values, self.keys, self.layout), **extras
+            self.grads, self.state, self.params, values.for_keys(self.keys, self.layout), **extras
         )
         if some:
-            given = self.layout.numbers({key: key in grads for key in self.keys})
-            new_state = self.layout.choose(given, new_state, self.state)
+            has_grad = self.layout.numbers({key: key in grads for key in self.keys})
+            new_state = self.layout.choose(has_grad, new_state, self.state)
         pairs = _pairs(self.state, new_state)
         write(pair for number, pair in pairs.items() if number in self.owned)
         later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
-        out = tree.unpack(new)
-        torch._foreach_copy_([params[key] for key in keys], [out[key] for key in keys])
+        out = self._views(new)
+        torch._foreach_copy_([own[i] for i in given], [out[i] for i in given])
 
 
 def _packed_nodes(state: Tree, layout: Any) -> list[Tree]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.compile import RECOMPUTE
 from functopt.compile import compile as compile_step
-from functopt.inplace import InPlace, Key, Values, for_keys
+from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import select
 from functopt.tree import Tree
 
@@ -32,7 +32,7 @@ class CompiledStep:
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
         self.owner = owner
-        self.tx, _, _ = owner.at_step({})
+        self.tx, _, _ = owner.at_step(Values({}, {}))
         self.run = compile_step(self._update, donate=(0, 1), options=RECOMPUTE)
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
@@ -59,7 +59,7 @@ class CompiledStep:
             self.run(self.params, state, self.grads, hypers, given, extras)
         else:
             own = {key: params[key].detach() for key in grads}
-            hypers = for_keys(values, [*grads])
+            hypers = values.for_keys([*grads])
             self.run(own, select(state, owner.keys, grads.keys()), dict(grads), hypers, (), extras)
         owner.count_step()
 
@@ -77,7 +77,7 @@ class CompiledStep:
 
     def _hypers(self, values: Values, keys: list[Key]) -> dict[str, Any]:
         """Return one number for all, or for a hyper that has ever differed between parameters the scalars of all."""
-        hypers = for_keys(values, keys, self.owner.layout)
+        hypers = values.for_keys(keys, self.owner.layout)
         self.differing |= {name for name, value in hypers.items() if tree.layout_of(value) is not None}
         return {
             name: self.owner.layout.numbers(value) if name in self.differing and not tree.layout_of(value) else value

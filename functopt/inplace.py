@@ -18,11 +18,58 @@ from functopt.combine import ScheduledState, without_counter
 from functopt.param_state import entries
 from functopt.tree import Layout, Tree, is_schedule
 
-__all__ = ["InPlace", "Key", "Values", "for_keys"]
+__all__ = ["InPlace", "Key", "Values"]
 
 Key = Any
-Values = Mapping[str, Mapping[Key, Any]]
-"""The hypers in force: by name, then by the parameter's key."""
+
+
+class Values:
+    """The hypers in force.
+
+    Args:
+        by_name: for each hyper its value in every group of parameters: a number, a 0-d tensor, a schedule, or a dict of
+            those by key.
+        group_of: the number of every parameter's group.
+    """
+
+    def __init__(self, by_name: Mapping[str, Sequence[Any]], group_of: Mapping[Key, int]) -> None:
+        self.by_name, self.group_of = by_name, group_of
+
+    def of(self, name: str, key: Key) -> Any:
+        """Return the value of a hyper for one parameter."""
+        value = self.by_name[name][self.group_of[key]]
+        if not isinstance(value, dict):
+            return value
+        if key not in value:
+            raise ValueError(f"StatefulOptimizer: {name} has no value for {key!r}; it has {sorted(value, key=str)}")
+        return value[key]
+
+    def for_keys(self, keys: Sequence[Key], layout: Layout | None = None) -> dict[str, Any]:
+        """Return hypers for some parameters: one value where all have the same, else a dict or a layout's scalars."""
+        groups = sorted({self.group_of[key] for key in keys})
+        out: dict[str, Any] = {}
+        for name, values in self.by_name.items():
+            first = values[groups[0]]
+            if not isinstance(first, dict) and all(_same(values[group], first) for group in groups[1:]):
+                out[name] = first
+            else:
+                different = {key: self.of(name, key) for key in keys}
+                out[name] = layout.numbers(different) if layout is not None else different
+        return out
+
+    def at(self, step: Tensor) -> Values:
+        """Return the values with schedules replaced by what they say at a step."""
+
+        def look_up(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: look_up(below) for key, below in value.items()}
+            return value(step) if is_schedule(value) else value
+
+        return Values({name: [look_up(v) for v in values] for name, values in self.by_name.items()}, self.group_of)
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value is other or (isinstance(value, (float, int)) and isinstance(other, (float, int)) and value == other)
 
 
 class InPlace:
@@ -40,8 +87,9 @@ class InPlace:
         self.layout = Layout.of(own)
         self.keys = own.keys()
         # a value for every parameter, so that each has bookkeeping of its own
-        plain = {name: {key: 0.0 if is_schedule(v) else v for key, v in by.items()} for name, by in values.items()}
-        hypers = {name: self.layout.numbers(by) for name, by in plain.items()} if self.packed else plain
+        hypers: dict[str, Any] = {name: {key: values.of(name, key) for key in own} for name in values.by_name}
+        if self.packed:  # where it is only their structure that counts
+            hypers = {name: self.layout.full(0.0) for name in hypers}
         self.tx = tx.with_hypers(**hypers)
         self.state: Tree = tree.owned(self.tx.init(self.layout.pack(own) if self.packed else own), own)
 
@@ -52,34 +100,9 @@ class InPlace:
     def at_step(self, values: Values) -> tuple[Transform, Tree, Values]:
         """Return the optimizer without its step counter, its state, and hypers in which no schedule is left."""
         tx, state, step = without_counter(self.tx, self.state)
-        if step is not None:
-            found: dict[int, Any] = {}
-            for by_key in values.values():
-                for value in by_key.values():
-                    if is_schedule(value) and id(value) not in found:
-                        found[id(value)] = value(step)
-            values = {name: {key: found.get(id(v), v) for key, v in by.items()} for name, by in values.items()}
-        return tx, state, values
+        return tx, state, values if step is None else values.at(step)
 
     def count_step(self) -> None:
         """Move the step counter on, if there is one."""
         if isinstance(self.state, ScheduledState):
             self.state.count.add_(1)
-
-
-def for_keys(values: Values, keys: Sequence[Key], layout: Layout | None = None) -> dict[str, Any]:
-    """Return hypers for some parameters: one value where all have the same, else a dict, or the scalars of a layout."""
-    out: dict[str, Any] = {}
-    for name, by_key in values.items():
-        first = by_key[keys[0]]
-        if all(by_key[key] is first for key in keys) or _all_equal(by_key, keys):
-            out[name] = first
-        else:
-            different = {key: by_key[key] for key in keys}
-            out[name] = layout.numbers(different) if layout is not None else different
-    return out
-
-
-def _all_equal(by_key: Mapping[Key, Any], keys: Sequence[Key]) -> bool:
-    first = by_key[keys[0]]
-    return all(isinstance(by_key[key], (float, int)) and by_key[key] == first for key in keys)

@@ -15,7 +15,7 @@ from functopt.base import Transform
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
 from functopt.hypers import check_hyper, show, unknown_hyper
-from functopt.inplace import InPlace
+from functopt.inplace import InPlace, Values
 from functopt.param_state import SHARED
 
 __all__ = ["StatefulOptimizer"]
@@ -87,10 +87,10 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 yield (names[i] if names else position), param, group
                 position += 1
 
-    def _values(self) -> dict[str, dict[Any, Any]]:
-        """Return the hypers in force, with a value for each parameter."""
-        items = [(key, group) for key, _, group in self._items()]
-        return {name: {key: _value(group[name], key, name) for key, group in items} for name in self.tx.hypers}
+    def _values(self) -> Values:
+        """Return the hypers in force."""
+        by_name = {name: [group[name] for group in self.param_groups] for name in self.tx.hypers}
+        return Values(by_name, self._group_of)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with hypers of its own; the state of the others stays as it is.
@@ -131,6 +131,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Make the state of the parameters that are new since there were those called ``before``."""
         items = list(self._items())
         params = {key: param.detach() for key, param, _ in items}
+        numbers = {id(group): i for i, group in enumerate(self.param_groups)}
+        self._group_of = {key: numbers[id(group)] for key, _, group in items}
         if len(params) < len(items):
             raise ValueError("StatefulOptimizer: two parameters have the same name")
         if before and len(params) == len(before):
@@ -305,15 +307,6 @@ class _Group(dict):
 
 def _copied(hyper: Any) -> Any:
     return optree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, hyper)
-
-
-def _value(value: Any, key: Any, name: str) -> Any:
-    """Return the value for one parameter of a group's hyper, which may be a dict by key."""
-    if not isinstance(value, dict):
-        return value
-    if key not in value:
-        raise ValueError(f"StatefulOptimizer: {name} has no value for {key!r}; it has {sorted(value, key=str)}")
-    return value[key]
 
 
 def _check_unique(params: list[Any]) -> None:
