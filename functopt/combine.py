@@ -18,7 +18,17 @@ from functopt.hypers import Hypers, has_schedule, same_value, show
 from functopt.numerics import accumulator_dtype
 from functopt.tree import Tree, is_schedule
 
-__all__ = ["ScheduledState", "chain", "combinator", "merge_hypers", "rename", "scheduled", "sequence", "split_chain", "without_counter"]
+__all__ = [
+    "ScheduledState",
+    "chain",
+    "combinator",
+    "merge_hypers",
+    "rename",
+    "scheduled",
+    "sequence",
+    "split_chain",
+    "without_counter",
+]
 
 P = ParamSpec("P")
 

@@ -157,7 +157,7 @@ def _fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> bool:
 def _why_no_fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> str:
     if not (isinstance(outputs, (tuple, list)) and len(outputs) >= len(positions)):
         got = f"{len(outputs)}" if isinstance(outputs, (tuple, list)) else f"a {type(outputs).__name__}"
-        return f"compile: with {len(positions)} donated arguments the function returns a tuple of their new values, got {got}"
+        return f"compile: the function must return a tuple with the new values of {len(positions)} arguments, got {got}"
     for number, position in enumerate(positions):
         for path, leaf in tree.leaves_with_paths(outputs[number]):
             if not isinstance(leaf, Tensor):

@@ -28,9 +28,9 @@ Write = Callable[[Pairs], None]
 class EagerStep:
     """Takes the steps of an :class:`InPlace`.
 
-    Small parameters are gathered and done together; large ones alone, and if the optimizer is elementwise in slices that
-    fit into the cache. What needs all gradients at once (a global norm) is done before the rest if it comes first in a
-    chain. Otherwise everything is one piece.
+    Small parameters are gathered and done together; large ones alone, and if the optimizer is elementwise in slices
+    that fit into the cache. What needs all gradients at once (a global norm) is done before the rest if it
+    comes first in a chain. Otherwise everything is one piece.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
@@ -107,8 +107,14 @@ class _Piece:
     """Some of the parameters, and their part of the state, as views."""
 
     def step(
-        self, tx: Transform, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any,
-        later: Later, write: Write,
+        self,
+        tx: Transform,
+        params: Mapping[Key, Tensor],
+        grads: Mapping[Key, Tensor],
+        values: Values,
+        extras: Any,
+        later: Later,
+        write: Write,
     ) -> None:
         raise NotImplementedError
 
@@ -180,11 +186,9 @@ class _Gathered(_Piece):
         some = len(given) < len(own)
         if some:
             self.grads[0].zero_()
-        torch._foreach_copy_(self.param_views, own)
-        torch._foreach_copy_([self.grad_views[i] for i in given], [grads[self.keys[i]] for i in given])
-        new, new_state = tx.run(
-            self.grads, self.state, self.params, values.for_keys(self.keys, self.layout), **extras
-        )
+        _copy(self.param_views, own)
+        _copy([self.grad_views[i] for i in given], [grads[self.keys[i]] for i in given])
+        new, new_state = tx.run(self.grads, self.state, self.params, values.for_keys(self.keys, self.layout), **extras)
         if some:
             has_grad = self.layout.numbers({key: key in grads for key in self.keys})
             new_state = self.layout.choose(has_grad, new_state, self.state)
@@ -192,7 +196,11 @@ class _Gathered(_Piece):
         write(pair for number, pair in pairs.items() if number in self.owned)
         later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
         out = self._views(new)
-        torch._foreach_copy_([own[i] for i in given], [out[i] for i in given])
+        _copy([own[i] for i in given], [out[i] for i in given])
+
+
+def _copy(to: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(to, values)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _packed_nodes(state: Tree, layout: Any) -> list[Tree]:

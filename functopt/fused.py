@@ -22,10 +22,10 @@ __all__ = ["CompiledStep"]
 class CompiledStep:
     """Takes the steps of an :class:`InPlace` in one compiled graph.
 
-    If the optimizer can run packed, the parameters become views of a flat buffer, so that the number of kernels does not
-    depend on their number; gradients are moved into another as they arrive. Whatever puts other memory in their place
-    (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else. Otherwise
-    the graph works leaf by leaf, on the parameters where they are.
+    If the optimizer can run packed, the parameters become views of a flat buffer, so that the number of kernels does
+    not depend on their number; gradients are moved into another as they arrive. Whatever puts other memory in their
+    place (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else.
+    Otherwise the graph works leaf by leaf, on the parameters where they are.
 
     Packed, it is data which parameters have a gradient: only the first time that one has none compiles again.
     """
@@ -42,7 +42,7 @@ class CompiledStep:
             self.param_views: Mapping[Key, Tensor] = tree.unpack(self.params)
             self.grad_views: Mapping[Key, Tensor] = tree.unpack(self.grads)
             self._adopt(params)
-            me = weakref.ref(self)
+            me: weakref.ref[CompiledStep] = weakref.ref(self)
             self.hooks = [p.register_post_accumulate_grad_hook(_Collect(me, key)) for key, p in params.items()]
 
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
@@ -68,7 +68,9 @@ class CompiledStep:
         for hook in self.hooks:
             hook.remove()
 
-    def _update(self, params: Tree, state: Tree, grads: Tree, hypers: Any, given: Tree, extras: Any) -> tuple[Tree, Tree]:
+    def _update(
+        self, params: Tree, state: Tree, grads: Tree, hypers: Any, given: Tree, extras: Any
+    ) -> tuple[Tree, Tree]:
         new, new_state = self.tx.run(grads, state, params, hypers, **extras)
         if given == ():
             return new, new_state

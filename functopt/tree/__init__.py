@@ -7,7 +7,7 @@ tensors (or numbers) at the leaves. A *path* is the dotted names that lead to a 
 from functopt.tree.arithmetic import means, member, norm, owned, replicate, scalars, size, stack, sums, zeros_like
 from functopt.tree.checks import check_params, check_same
 from functopt.tree.entries import get, set
-from functopt.tree.layout import Layout, pack, ravel, unpack
+from functopt.tree.layout import Layout, by_shape, pack, ravel, unpack
 from functopt.tree.walk import (
     Tree,
     children,
@@ -26,6 +26,7 @@ from functopt.tree.walk import (
 __all__ = [
     "Layout",
     "Tree",
+    "by_shape",
     "check_params",
     "check_same",
     "children",

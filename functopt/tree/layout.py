@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 from functopt.numerics import accumulator_dtype
 from functopt.tree.walk import Tree, children, layout_of, map, path_name, rebuild
 
-__all__ = ["Layout", "pack", "ravel", "unpack"]
+__all__ = ["Layout", "by_shape", "pack", "ravel", "unpack"]
 
 _LARGEST_BLOCK = 1024  # entries in a row
 _SMALLEST_BLOCK = 16  # a row of float32 is then a cache line
@@ -49,7 +49,7 @@ class Layout:
     def _node_class(self, name: str, fields: Sequence[str]) -> Any:
         cls = namedtuple(name, fields)
         cls.layout = self  # pyright: ignore[reportAttributeAccessIssue]
-        cls.__reduce__ = lambda node: (_restore, (name, self.positions, self.shapes, self.kinds, *node))
+        cls.__reduce__ = lambda node: (_restore, (name, self.positions, self.shapes, self.kinds, *node))  # pyright: ignore[reportAttributeAccessIssue]
         return cls
 
     @staticmethod
@@ -159,7 +159,8 @@ class Layout:
         chosen = {*field.indices[start:stop]}
         keys = {key: i for key, i in self.positions.items() if i in chosen}
         empty = torch.empty((), dtype=field.dtype, device=field.device)
-        leaves, spec = optree.tree_flatten({key: empty.expand(self.shapes[i]) for key, i in keys.items()})
+        like: Tree = {key: empty.expand(self.shapes[i]) for key, i in keys.items()}
+        leaves, spec = optree.tree_flatten(like)
         layout = Layout(leaves, spec, field.block)
         rows = slice(field.first_rows[start], field.first_rows[stop])
 
@@ -203,7 +204,9 @@ class _Field:
         self.first_rows = [0, *np.cumsum(counts).tolist()]
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         filled = np.repeat(self.numels, counts) - (np.arange(counts.sum()) - starts) * self.block
-        self.filled = torch.tensor(np.minimum(filled, self.block)[:, None], dtype=torch.int32, device=self.device)  # entries of each row
+        self.filled = torch.tensor(
+            np.minimum(filled, self.block)[:, None], dtype=torch.int32, device=self.device
+        )  # entries of each row
         self.levels: list[tuple[Tensor, Tensor]] = []
         while counts.max(initial=1) != 1 or counts.min(initial=1) != 1:
             index, counts = _level(counts)
@@ -283,7 +286,11 @@ def _level(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _restore(
-    name: str, positions: Tree, shapes: list[torch.Size], kinds: list[tuple[torch.dtype, torch.device]], *tensors: Tensor
+    name: str,
+    positions: Tree,
+    shapes: list[torch.Size],
+    kinds: list[tuple[torch.dtype, torch.device]],
+    *tensors: Tensor,
 ) -> Tree:
     """Rebuild a packed node that was pickled."""
     like = map(lambda i: torch.empty((), dtype=kinds[i][0], device=kinds[i][1]).expand(shapes[i]), positions)
@@ -390,3 +397,32 @@ def ravel(tree: Tree, groups: Tree = None) -> tuple[Tree, Callable[[Tree], Tree]
         return map(lambda i: parts[i], positions)
 
     return flat, unravel
+
+
+def by_shape(tree: Tree) -> tuple[dict[str, Tensor], Callable[[dict[str, Tensor]], Tree]]:
+    """Stack the leaves of each shape, dtype and device, and return the stacks with the function that goes back.
+
+    Returns:
+        ``(stacks, unstack)``: a dict of tensors with a leading axis, for :func:`stacked <functopt.stacked>`, and a
+        function that returns the structure of ``tree``, whose leaves are views of the stacks.
+
+    Raises:
+        ValueError: the tree has no leaves.
+    """
+    leaves, spec = optree.tree_flatten(tree)
+    if not leaves:
+        raise ValueError("tree.by_shape: the tree has no leaves")
+    positions = optree.tree_unflatten(spec, range(len(leaves)))
+    members: dict[str, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        shape = "x".join(str(size) for size in leaf.shape) or "scalar"
+        members.setdefault(f"{shape} {str(leaf.dtype).removeprefix('torch.')} on {leaf.device}", []).append(i)
+
+    def unstack(stacks: dict[str, Tensor]) -> Tree:
+        found: list[Any] = [None] * len(leaves)
+        for name, own in members.items():
+            for i, leaf in zip(own, stacks[name].unbind(), strict=True):
+                found[i] = leaf
+        return map(lambda i: found[i], positions)
+
+    return {name: torch.stack([leaves[i] for i in own]) for name, own in members.items()}, unstack

@@ -1,0 +1,107 @@
+"""Fewer, larger leaves: one packed tensor for all of them, or one stack for all of a shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optree
+import torch
+
+from functopt import tree
+from functopt.base import Transform
+from functopt.combine import combinator
+from functopt.hypers import Hypers
+from functopt.tree import Tree
+
+__all__ = ["flatten", "stacked"]
+
+
+@combinator
+def flatten(inner: Transform) -> Transform:
+    """Run an optimizer on packed leaves: its state is packed, and a step packs gradients and parameters.
+
+    The results are the same. To spare the packing at every step keep the parameters packed yourself (:func:`pack
+    <functopt.pack>`, after which neither this nor anything else is needed), or use ``StatefulOptimizer(compile=True)``.
+
+    Args:
+        inner: the optimizer. Every link of it must be one that runs packed (scope ``"element"``, ``"tree"`` or
+            ``"leaf"``, see :func:`link <functopt.link>`).
+
+    Raises:
+        ValueError: a link does not run packed; the message names it.
+
+    >>> flatten(lamb(lr=1e-3))
+    """
+    beyond = inner.links_beyond("element", "tree", "leaf")
+    if beyond:
+        raise ValueError(
+            f"flatten: {beyond[0]} cannot run on packed leaves, because its rule depends on their shapes or on how "
+            "they are grouped. Leave it unpacked; if each of its leaves is done by itself, stacked() runs it on "
+            "stacks of leaves of one shape."
+        )
+
+    def init(params: Tree) -> Tree:
+        return inner._init(_packed(params))
+
+    def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        flat = _packed(params)
+        out, state = inner._transform(_packed(updates, flat), state, flat, hypers, **extras)
+        return _like(out, params), state
+
+    def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        flat = _packed(params)
+        new, state = inner.run(_packed(grads, flat), state, flat, hypers, **extras)
+        return _like(new, params), state
+
+    return Transform(init, transform, write=write if inner.writes else None, hypers=inner.hypers, scopes=inner._scopes)
+
+
+def _packed(values: Tree, like: Tree = None) -> Tree:
+    return values if tree.layout_of(values) is not None else tree.pack(values, like)
+
+
+def _like(values: Tree, params: Tree) -> Tree:
+    return values if tree.layout_of(params) is not None else tree.unpack(values)
+
+
+@combinator
+def stacked(inner: Transform) -> Transform:
+    """Run an optimizer on stacks: every leaf of the parameters stands for several, along its first axis.
+
+    It is ``vmap`` over that axis, leaf by leaf, so that the program has a kernel for each shape and not for each leaf:
+    for rules that need the shape of a leaf (factored moments, matrix methods) and therefore do not run packed.
+
+    Args:
+        inner: the optimizer. Every link must do each leaf by itself (scope ``"element"``, ``"leaf"`` or ``"matrix"``).
+            Its hypers are the same for all leaves.
+
+    Raises:
+        ValueError: a link looks at several leaves; the message names it.
+
+    >>> stacks, unstack = tree.by_shape(params)
+    >>> tx = stacked(adafactor())
+    >>> stacks, state = tx.update(tree.by_shape(grads)[0], tx.init(stacks), stacks)
+    """
+    beyond = inner.links_beyond("element", "leaf", "matrix")
+    if beyond:
+        raise ValueError(f"stacked: {beyond[0]} looks at several leaves at once, which stand in different stacks")
+
+    def init(params: Tree) -> tuple[Tree, ...]:
+        return tuple(tree.owned(torch.func.vmap(inner._init)(leaf)) for leaf in tree.leaves(params))
+
+    def over(step: Any, values: Tree, state: Tree, params: Tree, hypers: Hypers, extras: Any) -> tuple[Tree, Tree]:
+        def one(value: Any, own: Any, param: Any) -> tuple[Any, Any]:
+            return step(value, own, param, hypers, **extras)
+
+        stacks, spec = optree.tree_flatten(params)
+        done = [torch.func.vmap(one)(*parts) for parts in zip(tree.leaves(values), state, stacks, strict=True)]
+        out: Tree = optree.tree_unflatten(spec, [new for new, _ in done])
+        return out, tuple(new for _, new in done)
+
+    def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        return over(inner._transform, updates, state, params, hypers, extras)
+
+    def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
+        return over(inner.run, grads, state, params, hypers, extras)
+
+    return Transform(init, transform, write=write if inner.writes else None, hypers=inner.hypers, scopes=inner._scopes)
