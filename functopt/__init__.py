@@ -14,7 +14,7 @@ from functopt.base import Transform, apply_updates, link, state_class
 from functopt.combine import chain, combinator, rename, scheduled, sequence
 from functopt.compile import compile
 from functopt.ema import Ema
-from functopt.optimizers import adam, adamw, lamb, larc, nadam, qhadam, radam, ranger, rmsprop, sgd
+from functopt.optimizers import adafactor, adam, adamw, lamb, larc, lion, nadam, qhadam, radam, ranger, rmsprop, sgd
 from functopt.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -39,11 +39,17 @@ from functopt.transforms.adaptive import (
     scale_by_rms,
     scale_momentum_by_rms,
 )
+from functopt.transforms.averaging import average_params
+from functopt.transforms.block import clip_by_block_rms, scale_by_param_block_rms
 from functopt.transforms.clipping import clip, clip_by_global_norm
 from functopt.transforms.decay import add_decayed_weights, shrink_weights
+from functopt.transforms.factored import scale_by_factored_rms, scale_by_relative_step
 from functopt.transforms.momentum import ema, trace
 from functopt.transforms.scaling import identity, scale, scale_by_lr, set_to_zero
+from functopt.transforms.sign import scale_by_lion
 from functopt.transforms.trust import scale_by_larc, scale_by_trust_ratio
+from functopt.tree import pack, ravel, unpack
+from functopt.wrappers.flatten import flatten, stacked
 from functopt.wrappers.lookahead import lookahead
 
 __version__ = "0.1.0"
@@ -53,13 +59,16 @@ __all__ = [
     "StatefulOptimizer",
     "SweepResult",
     "Transform",
+    "adafactor",
     "adam",
     "adamw",
     "add_decayed_weights",
     "apply_updates",
+    "average_params",
     "chain",
     "choice",
     "clip",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "combinator",
     "compile",
@@ -70,6 +79,7 @@ __all__ = [
     "ema",
     "exponential_decay",
     "exponential_schedule",
+    "flatten",
     "grid",
     "identity",
     "join",
@@ -78,23 +88,30 @@ __all__ = [
     "larc",
     "linear_schedule",
     "link",
+    "lion",
     "log_uniform",
     "lookahead",
     "nadam",
+    "pack",
     "polynomial_schedule",
     "power_schedule",
     "qhadam",
     "radam",
     "ranger",
+    "ravel",
     "rename",
     "rmsprop",
     "scale",
     "scale_by_adam",
+    "scale_by_factored_rms",
     "scale_by_larc",
+    "scale_by_lion",
     "scale_by_lr",
     "scale_by_nadam",
+    "scale_by_param_block_rms",
     "scale_by_qhadam",
     "scale_by_radam",
+    "scale_by_relative_step",
     "scale_by_rms",
     "scale_by_trust_ratio",
     "scale_momentum_by_rms",
@@ -103,10 +120,12 @@ __all__ = [
     "set_to_zero",
     "sgd",
     "shrink_weights",
+    "stacked",
     "state_class",
     "sweep",
     "trace",
     "tree",
     "uniform",
+    "unpack",
     "warmup_cosine_decay_schedule",
 ]

@@ -169,7 +169,8 @@ class _Gathered(_Piece):
 
     def __init__(self, owner: InPlace, state: Tree, field: int, start: int, stop: int) -> None:
         self.layout, take = owner.layout.part(field, start, stop)
-        self.keys = sorted(self.layout.positions, key=self.layout.positions.__getitem__)
+        names = {i: key for key, i in self.layout.positions.items()}
+        self.keys = [names[i] for i in self.layout.fields[0].indices]
         self.state = take(state)
         self.owned = {id(t) for node in _packed_nodes(self.state, self.layout) for t in node}
         self.params, self.grads = self.layout.zeros(), self.layout.zeros()

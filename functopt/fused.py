@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functopt import tree
+from functopt.base import Transform
 from functopt.compile import RECOMPUTE
 from functopt.compile import compile as compile_step
 from functopt.inplace import InPlace, Key, Values
@@ -30,10 +31,10 @@ class CompiledStep:
     Packed, it is data which parameters have a gradient: only the first time that one has none compiles again.
     """
 
-    def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
+    def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
         self.owner = owner
         self.tx, _, _ = owner.at_step(Values({}, {}))
-        self.run = compile_step(self._update, donate=(0, 1), options=RECOMPUTE)
+        self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **_options(options))
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
         if owner.packed:
@@ -68,15 +69,6 @@ class CompiledStep:
         for hook in self.hooks:
             hook.remove()
 
-    def _update(
-        self, params: Tree, state: Tree, grads: Tree, hypers: Any, given: Tree, extras: Any
-    ) -> tuple[Tree, Tree]:
-        new, new_state = self.tx.run(grads, state, params, hypers, **extras)
-        if given == ():
-            return new, new_state
-        choose = self.owner.layout.choose
-        return choose(given, new, params), choose(given, new_state, state)
-
     def _hypers(self, values: Values, keys: list[Key]) -> dict[str, Any]:
         """Return one number for all, or for a hyper that has ever differed between parameters the scalars of all."""
         hypers = values.for_keys(keys, self.owner.layout)
@@ -103,6 +95,22 @@ class CompiledStep:
             elif grad.data_ptr() != view.data_ptr() or grad.stride() != view.stride():
                 view.copy_(grad)
                 params[key].grad = view
+
+
+def _update(tx: Transform, owner: InPlace) -> Callable[..., tuple[Tree, Tree]]:
+    choose = owner.layout.choose
+
+    def update(params: Tree, state: Tree, grads: Tree, hypers: Any, given: Tree, extras: Any) -> tuple[Tree, Tree]:
+        new, new_state = tx.run(grads, state, params, hypers, **extras)
+        return (new, new_state) if given == () else (choose(given, new, params), choose(given, new_state, state))
+
+    return update
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for an update that goes over memory once, unless they say something else about inductor."""
+    inductor = given.get("backend", "inductor") == "inductor" and not {"mode", "options"} & given.keys()
+    return {**({"options": RECOMPUTE} if inductor else {}), **given}
 
 
 class _Collect:

@@ -35,6 +35,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "min_norm": (0.0, math.inf, False),
     "max_ratio": (0.0, math.inf, True),
     "trust_coefficient": (0.0, math.inf, False),
+    "decay_rate": (0.0, math.inf, False),
+    "max_decay": (0.0, 1.0, True),
+    "min_scale": (0.0, math.inf, False),
+    "clipping_threshold": (0.0, math.inf, True),
     "sync_period": (1.0, math.inf, False),
 }
 

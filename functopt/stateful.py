@@ -50,7 +50,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters, or dicts of a group's ``params`` and hypers.
         tx: the optimizer.
-        compile: compile the step.
+        compile: compile the step; a dict has options for ``torch.compile``.
         **hypers: defaults that take the place of those of ``tx``.
 
     Raises:
@@ -65,7 +65,7 @@ class StatefulOptimizer(torch.optim.Optimizer):
     _inner: InPlace = None  # with the state  # pyright: ignore[reportAssignmentType]
     _step: EagerStep | CompiledStep
 
-    def __init__(self, params: Any, tx: Transform, *, compile: bool = False, **hypers: Any) -> None:
+    def __init__(self, params: Any, tx: Transform, *, compile: bool | Mapping[str, Any] = False, **hypers: Any) -> None:
         if not isinstance(tx, Transform):
             hint = "; call it to make one" if callable(tx) else ""
             raise TypeError(f"StatefulOptimizer: tx is a {type(tx).__name__}, expected a Transform{hint}")
@@ -151,7 +151,9 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 self._step.close()
         self._inner = inner
         params = {key: param for key, param, _ in self._items()}
-        self._step = CompiledStep(inner, params) if self._compile else EagerStep(inner, params)
+        compiled = self._compile is not False
+        options = self._compile if isinstance(self._compile, Mapping) else {}
+        self._step = CompiledStep(inner, params, options) if compiled else EagerStep(inner, params)
 
     # Steps
 

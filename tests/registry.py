@@ -47,12 +47,18 @@ def scheduled_decay() -> Transform:
     return fo.chain(link, fo.scale_by_adam(beta1=fo.linear_schedule(0.5, 0.9, 5)), fo.scale_by_lr(0.1))
 
 
+def decayed_adafactor() -> Transform:
+    # the decay of optax's form is not scaled by lr, so that here lr is a schedule
+    return fo.adafactor(fo.constant_schedule(0.1), weight_decay=0.1, momentum=0.8, mask=matrices, **IN_OPTAX)
+
+
 def lars() -> Transform:
     return fo.chain(fo.scale_by_trust_ratio(trust_coefficient=0.1, eps=1e-6), fo.trace(0.9), fo.scale_by_lr(0.1))
 
 
 # Short memories (beta2 = 0.9), so that rectified Adam leaves its warm-up within the eight steps of the tests.
 MEMORY: Any = {"beta1": 0.8, "beta2": 0.9}
+IN_OPTAX: Any = {"form": "optax", "min_dim_size_to_factor": 2}
 
 ROWS = [
     Row("sgd", lambda: fo.sgd(0.1)),
@@ -79,6 +85,22 @@ ROWS = [
     Row("radam/optax", lambda: fo.radam(0.1, **MEMORY, eps_debiased=True, softplus_beta=20.0)),
     Row("radam/decoupled", lambda: fo.radam(0.1, **MEMORY, weight_decay=0.1, decoupled=True)),
     Row("qhadam", lambda: fo.qhadam(0.1, nu2=0.9, weight_decay=0.1)),
+    Row("lion", lambda: fo.lion(0.1)),
+    Row(
+        "lion/masked",
+        lambda: fo.lion(0.1, **MEMORY, weight_decay=0.1, mask=matrices, maximize=True),
+        layout_invariant=False,
+    ),
+    Row(
+        "adafactor", lambda: fo.adafactor(0.45), layout_invariant=False
+    ),  # with which 1/√t takes over at the fifth step
+    Row(
+        "adafactor/decoupled",
+        lambda: fo.adafactor(0.1, 0.6, 1e-3, 0.1, math.inf, maximize=True),
+        layout_invariant=False,
+    ),
+    Row("adafactor/optax", lambda: fo.adafactor(0.1, eps=1e-3, step_offset=-2, **IN_OPTAX), layout_invariant=False),
+    Row("adafactor/momentum", decayed_adafactor, layout_invariant=False, lr_scales_all=False),
     Row("larc", lambda: fo.larc(0.1, weight_decay=0.1), layout_invariant=False),
     Row("larc/unclipped", lambda: fo.larc(0.1, clip=False, decoupled=False, weight_decay=0.1), layout_invariant=False),
     Row("lamb", lambda: fo.lamb(0.1, weight_decay=0.1), layout_invariant=False),
@@ -103,6 +125,8 @@ ROWS = [
     Row("clip", lambda: by_lr(fo.clip(0.5))),
     Row("clip_by_global_norm", lambda: by_lr(fo.clip_by_global_norm(0.5)), couples=True),
     Row("clip_by_global_norm/inf", lambda: by_lr(fo.clip_by_global_norm(math.inf)), couples=True),
+    Row("clip_by_block_rms", lambda: by_lr(fo.clip_by_block_rms(0.9)), layout_invariant=False),
+    Row("scale_by_param_block_rms", lambda: by_lr(fo.scale_by_param_block_rms(0.9)), layout_invariant=False),
     Row("add_decayed_weights", lambda: by_lr(fo.add_decayed_weights(0.1, mask=matrices)), layout_invariant=False),
     Row("shrink_weights", lambda: fo.chain(fo.scale_by_lr(0.1), fo.shrink_weights(0.1, 0.1))),
     Row(
@@ -121,6 +145,25 @@ ROWS = [
     Row("scale_by_nadam", lambda: by_lr(fo.scale_by_nadam(momentum_decay=0.1))),
     Row("scale_by_radam", lambda: by_lr(fo.scale_by_radam(**MEMORY, eps_root=1e-8, threshold=4.0))),
     Row("scale_by_qhadam", lambda: by_lr(fo.scale_by_qhadam(nu1=0.7, nu2=0.9))),
+    Row("scale_by_lion", lambda: by_lr(fo.scale_by_lion())),
+    Row(
+        "scale_by_factored_rms",
+        lambda: by_lr(fo.scale_by_factored_rms(min_dim_size_to_factor=2)),
+        layout_invariant=False,
+    ),
+    Row(
+        "scale_by_factored_rms/last",
+        lambda: by_lr(fo.scale_by_factored_rms(0.6, eps=0.3, axes="last", min_dim_size_to_factor=2, eps_as_floor=True)),
+        layout_invariant=False,
+    ),
+    Row("scale_by_relative_step", lambda: fo.chain(fo.scale_by_relative_step(0.45), fo.scale_by_lr(0.45))),
+    Row("average_params", lambda: fo.chain(fo.adamw(0.1), fo.average_params(0.9))),
+    Row("average_params/first", lambda: fo.chain(fo.sgd(0.1), fo.average_params(0.9, start="first"))),
+    Row(
+        "average_params/initial",
+        lambda: fo.chain(fo.lamb(0.1), fo.average_params(0.9, start="initial")),
+        layout_invariant=False,
+    ),
     Row("scale_by_trust_ratio", lambda: by_lr(fo.scale_by_trust_ratio()), layout_invariant=False),
     Row(
         "scale_by_trust_ratio/rms",

@@ -59,7 +59,8 @@ def snapshot(optimizer: StatefulOptimizer) -> Any:
     hypers = [
         {k: v for k, v in group.items() if k not in ("params", "param_names")} for group in optimizer.param_groups
     ]
-    return tree.map(lambda t: t.clone() if isinstance(t, Tensor) else t, [params, optimizer.state_dict()["state"], hypers])
+    state = optimizer.state_dict()["state"]
+    return tree.map(lambda t: t.clone() if isinstance(t, Tensor) else t, [params, state, hypers])
 
 
 # debias="power" is how torch debiases; see test_a_cycled_beta1_is_debiased_by_its_weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,13 @@ OURS: dict[str, Callable[[], Transform]] = {
     "rms/centered": lambda: lr(fo.scale_by_rms(0.9, 1e-3, eps_in_sqrt=True, centered=True)),
     "lamb": lambda: fo.lamb(0.05, weight_decay=0.1),
     "lamb/mask": lambda: fo.lamb(0.05, **BETAS, eps=1e-6, weight_decay=0.1, mask=MASK),
+    "lion": lambda: fo.lion(0.05),
+    "lion/mask": lambda: fo.lion(0.05, **BETAS, weight_decay=0.1, mask=MASK),
     "warmup": lambda: fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(WARMUP, weight_decay=0.1)),
     "clip": lambda: lr(fo.clip(0.3)),
     "clip_by_global_norm": lambda: lr(fo.clip_by_global_norm(2.0)),
+    "clip_by_block_rms": lambda: lr(fo.clip_by_block_rms(0.9)),
+    "param_block_rms": lambda: lr(fo.scale_by_param_block_rms(1.0)),
     "trace": lambda: lr(fo.trace(0.9)),
     "trace/nesterov": lambda: lr(fo.trace(0.9, nesterov=True)),
     "ema": lambda: lr(fo.ema(0.9)),
@@ -61,25 +66,58 @@ OURS: dict[str, Callable[[], Transform]] = {
 }
 
 
+def matrices(params: dict[str, torch.Tensor]) -> dict[str, bool]:
+    return {name: p.ndim > 1 for name, p in params.items()}
+
+
+FACTORED: dict[str, Callable[[], Transform]] = {
+    "factored_rms": lambda: lr(fo.scale_by_factored_rms(min_dim_size_to_factor=3)),
+    "factored_rms/two": lambda: lr(fo.scale_by_factored_rms(0.6, eps=0.1, min_dim_size_to_factor=2)),
+    "factored_rms/offset": lambda: lr(fo.scale_by_factored_rms(step_offset=-5, min_dim_size_to_factor=2)),
+    "factored_rms/capped": lambda: lr(fo.scale_by_factored_rms(max_decay=0.7, min_dim_size_to_factor=2)),
+    "factored_rms/small": lambda: lr(fo.scale_by_factored_rms()),
+    "factored_rms/whole": lambda: lr(fo.scale_by_factored_rms(factored=False, min_dim_size_to_factor=2)),
+    "adafactor": lambda: fo.adafactor(0.05, form="optax", min_dim_size_to_factor=2),
+    "adafactor/decay": lambda: fo.adafactor(
+        0.05, form="optax", min_dim_size_to_factor=2, clipping_threshold=1.2, momentum=0.8, weight_decay=0.01,
+        mask=matrices,
+    ),
+    "adafactor/plain": lambda: fo.adafactor(
+        0.05, 0.7, 1e-3, clipping_threshold=math.inf, step_offset=-3, form="optax", factored=False,
+        multiply_by_parameter_scale=False,
+    ),
+}  # fmt: skip
+
+
 def array(key: str) -> torch.Tensor:
     return torch.from_numpy(ARRAYS[key])
 
 
 def test_every_case_is_compared():
     assert OURS.keys() == FACTS["trajectories"].keys()
+    assert FACTORED.keys() == FACTS["factored"].keys()
+
+
+def compare(tx: Transform, case: str, prefix: str = "") -> None:
+    names = [key.split("/")[-1] for key in ARRAYS.files if key.startswith(f"{prefix}init/")]
+    params = {name: array(f"{prefix}init/{name}") for name in names}
+    grads = {name: array(f"{prefix}grads/{name}") for name in names}
+    state, rows = tx.init(params), {name: [] for name in names}
+    for step in range(len(grads["bias"])):
+        params, state = tx.update({name: grads[name][step] for name in names}, state, params)
+        for name, value in params.items():
+            rows[name].append(value)
+    for name in names:
+        # float64 on both sides; optax debiases by 1 - beta^t, which loses a few digits where beta is near 1
+        want = array(f"{prefix}trajectory/{case}/{name}")
+        torch.testing.assert_close(torch.stack(rows[name]), want, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", OURS)
 def test_trajectory(case: str):
-    tx = OURS[case]()
-    params = {name: array(f"init/{name}") for name in MASK}
-    grads = {name: array(f"grads/{name}") for name in MASK}
-    state, rows = tx.init(params), {name: [] for name in MASK}
-    for step in range(FACTS["steps"]):
-        params, state = tx.update({name: grads[name][step] for name in MASK}, state, params)
-        for name, value in params.items():
-            rows[name].append(value)
-    for name in MASK:
-        # float64 on both sides; optax debiases by 1 - beta^t, which loses a few digits where beta is near 1
-        want = array(f"trajectory/{case}/{name}")
-        torch.testing.assert_close(torch.stack(rows[name]), want, rtol=1e-9, atol=1e-12)
+    compare(OURS[case](), case)
+
+
+@pytest.mark.parametrize("case", FACTORED)
+def test_factored_moments(case: str):
+    compare(FACTORED[case](), case, "factored/")

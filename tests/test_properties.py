@@ -99,7 +99,7 @@ def test_zero_lr_moves_nothing(row: Row):
 # Structure and precision
 
 SECOND_MOMENT = re.compile(r"(^|\.)nu\.")
-BOOKKEEPING = re.compile(r"(^|\.)(((mu|nu|trace|ema)\.weight)|age|fade|product|ratio|count)(\.|$)")
+BOOKKEEPING = re.compile(r"(^|\.)(((mu|nu|trace|ema|average)\.weight)|age|fade|product|ratio|count)(\.|$)")
 
 
 @every_row

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from registry import make_params
+from registry import make_grads, make_params
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import functopt as fo
-from functopt import Transform
+from functopt import Transform, tree
 
 STEPS = 100
 
@@ -21,7 +22,8 @@ STEPS = 100
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 # torch writes the parameters twice in a step of these (first the decay, whose factor 1 - lr·wd it rounds too; NAdam
-# adds its two terms one by one), and rounds each time, up to 2 · 6e-8 in the same direction at each of 100 steps.
+# adds its two terms one by one; Adafactor takes some numbers through Python), and rounds each time, up to 2 · 6e-8 in
+# the same direction at each of 100 steps.
 ROUNDED_TWICE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 Case = tuple[Callable[..., Transform], type[torch.optim.Optimizer], dict[str, Any], dict[str, Any]]
@@ -49,7 +51,7 @@ def adaptive_cases() -> list[Case]:
         lr = {"lr": 0.01}
         cases.append((ours, theirs, lr | common | options, lr | common | in_torch(options)))
 
-    betas: list[dict[str, Any]] = [{}, {"beta1": 0.5, "beta2": 0.9}, {"beta1": 0.0, "beta2": 0.99, "eps": 1e-3}]
+    betas: list[dict[str, Any]] = [{}, {"beta1": 0.5, "beta2": 0.9}, {"beta1": 0.0, "beta2": 0.97, "eps": 1e-3}]
     for ours, theirs in ((fo.adam, torch.optim.Adam), (fo.adamw, torch.optim.AdamW)):
         for options in betas:
             add(ours, theirs, options)
@@ -60,6 +62,10 @@ def adaptive_cases() -> list[Case]:
             add(ours, theirs, options, weight_decay=0.05, maximize=True)
             add(ours, theirs, {**options, "decoupled": True}, weight_decay=0.05)
     add(fo.nadam, torch.optim.NAdam, {}, momentum_decay=0.1)
+    for options in ({}, {"decay_rate": 0.5, "clipping_threshold": 1.5}, {"eps": 0.3, "min_scale": 2.0}):
+        add(fo.adafactor, torch.optim.Adafactor, options)
+        add(fo.adafactor, torch.optim.Adafactor, options, weight_decay=0.05, maximize=True)
+        add(fo.adafactor, torch.optim.Adafactor, {**options, "lr": 0.15})  # above 1/√t from step 45 on
     for momentum, centered, decay in itertools.product((0.0, 0.9), (False, True), (0.0, 0.05)):
         common = {"momentum": momentum, "centered": centered, "weight_decay": decay}
         add(fo.rmsprop, torch.optim.RMSprop, {"decay": 0.9, "eps": 1e-3}, **common)
@@ -75,6 +81,12 @@ def in_torch(options: dict[str, Any]) -> dict[str, Any]:
         theirs["betas"] = options.pop("beta1"), options.pop("beta2")
     if "decoupled" in options:
         theirs["decoupled_weight_decay"] = options.pop("decoupled")
+    if "eps" in options and "min_scale" in options:
+        theirs["eps"] = options.pop("eps"), options.pop("min_scale")
+    if "decay_rate" in options:
+        theirs["beta2_decay"] = -options.pop("decay_rate")
+    if "clipping_threshold" in options:
+        theirs["d"] = options.pop("clipping_threshold")
     if "decay" in options:
         theirs["alpha"] = options.pop("decay")
     return theirs | options
@@ -101,7 +113,9 @@ def _torch_counts_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 def is_rounded_twice(case: Case) -> bool:
-    return case[1] in (torch.optim.AdamW, torch.optim.NAdam) or "decoupled_weight_decay" in case[3]
+    return (
+        case[1] in (torch.optim.Adafactor, torch.optim.AdamW, torch.optim.NAdam) or "decoupled_weight_decay" in case[3]
+    )
 
 
 def compare(case: Case, dtype: torch.dtype, gradient: Callable[[dict[str, Tensor], int], dict[str, Tensor]]) -> None:
@@ -178,9 +192,53 @@ def test_on_least_squares(case: Case, dtype: torch.dtype):
     compare(case, dtype, gradient)
 
 
+def test_adafactor_factors_the_same_axes():
+    params = dict(tree.leaves_with_paths(make_params()))
+    assert [p.ndim for p in params.values()] == [1, 2, 0, 3]
+    tx, mirror = fo.adafactor(), [torch.nn.Parameter(p.clone()) for p in params.values()]
+    state, reference = tx.init(params), torch.optim.Adafactor(mirror, foreach=False)
+    for step in make_grads():
+        grads = dict(tree.leaves_with_paths(step))
+        params, state = tx.update(grads, state, params)
+        for p, grad in zip(mirror, grads.values(), strict=True):
+            p.grad = grad
+        reference.step()
+    for (name, value), p in zip(params.items(), mirror, strict=True):
+        torch.testing.assert_close(value, p.detach(), rtol=1e-12, atol=1e-12)
+        row, column, full = (piece[name] for piece in tree.get(state, "nu"))
+        theirs = reference.state[p]
+        if value.ndim > 1:
+            torch.testing.assert_close(row, theirs["row_var"], rtol=1e-12, atol=0.0)
+            torch.testing.assert_close(column, theirs["col_var"], rtol=1e-12, atol=0.0)
+            assert full == ()
+        else:
+            torch.testing.assert_close(full, theirs["variance"], rtol=1e-12, atol=0.0)
+            assert row == column == ()
+
+
+def test_average_of_the_parameters():
+    tx = fo.chain(fo.sgd(0.1, 0.9), fo.average_params(0.9, start="first"))
+    model = torch.nn.Linear(3, 2, dtype=torch.float64)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    reference = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    params = {key: p.detach().clone() for key, p in model.named_parameters()}
+    state, generator = tx.init(params), torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        grads = {key: torch.randn(p.shape, generator=generator, dtype=p.dtype) for key, p in params.items()}
+        params, state = tx.update(grads, state, params)
+        for key, p in model.named_parameters():
+            p.grad = grads[key]
+        reference.step()
+        average.update_parameters(model)
+        for key, p in average.module.named_parameters():
+            mean = tree.get(state, "average").mean[key]
+            torch.testing.assert_close(mean, p.detach(), rtol=TOLERANCE[p.dtype], atol=TOLERANCE[p.dtype])
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
+        (fo.adafactor, torch.optim.Adafactor),
         (fo.sgd, torch.optim.SGD),
         (fo.adam, torch.optim.Adam),
         (fo.adamw, torch.optim.AdamW),
@@ -193,7 +251,11 @@ def test_default_numbers_are_those_of_torch(ours: Any, theirs: Any):
     defaults = {key: p.default for key, p in inspect.signature(theirs).parameters.items()}
     if "betas" in defaults:
         defaults["beta1"], defaults["beta2"] = defaults.pop("betas")
+    if "beta2_decay" in defaults:
+        defaults["beta2_decay"] *= -1  # as a rate
+        defaults["eps"], defaults["min_scale"] = defaults["eps"]
     renamed = {"decay": "alpha", "decoupled": "decoupled_weight_decay"}
+    renamed |= {"decay_rate": "beta2_decay", "clipping_threshold": "d"}
     own = {key: p.default for key, p in inspect.signature(ours).parameters.items()}
     shared = {key: value for key, value in own.items() if renamed.get(key, key) in defaults}
     assert {"lr", "weight_decay", "maximize"} <= shared.keys()

@@ -285,7 +285,7 @@ def scale_by_radam(
             rho = 2 * age / w - 1
             enough = rho > threshold
             # 5 stands in where r is not used, so that its derivative is 0 there and not NaN
-            limit = torch.where(enough, (1 + b) / (1 - b), 5.0)
+            limit = torch.where(enough, (1 + b) / (1 - b), torch.full_like(rho, 5.0))
             rho = torch.where(enough, rho, 5.0)
             r = sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)).to(w.dtype)
             if eps_debiased:

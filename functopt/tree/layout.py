@@ -27,9 +27,9 @@ _FAN = 64  # how many row sums are added at once
 class Layout:
     """Where the leaves of a tree lie when they are packed.
 
-    For each dtype and device there is one tensor of shape ``[rows, block]``. A leaf takes whole rows, one after the
-    other, and its last row is padded with zeros, so that no row belongs to two leaves: what is known for each leaf (a
-    norm, a hyper, a mask) broadcasts as a column of one entry a row.
+    For each dtype and device there is one tensor of shape ``[rows, block]``, the smallest leaves first. A leaf takes
+    whole rows, one after the other, and its last row is padded with zeros, so that no row belongs to two leaves: what
+    is known for each leaf (a norm, a hyper, a mask) broadcasts as a column of one entry a row.
 
     A layout has two classes of named tuples, whose fields are these tensors: ``Packed``, for trees of tensors like the
     original one, and ``PackedScalars``, for trees with one number for each leaf, whose tensors have shape ``[leaves]``.
@@ -40,7 +40,8 @@ class Layout:
         self.shapes = [leaf.shape for leaf in leaves]
         self.kinds = [(leaf.dtype, leaf.device) for leaf in leaves]
         kinds = sorted({*self.kinds}, key=str)
-        own = [[i for i, k in enumerate(self.kinds) if k == kind] for kind in kinds]
+        by_size = sorted(range(len(leaves)), key=lambda i: self.shapes[i].numel())
+        own = [[i for i in by_size if self.kinds[i] == kind] for kind in kinds]
         self.fields = [_Field(kind, i, self.shapes, block) for kind, i in zip(kinds, own, strict=True)]
         names = [f"{field.dtype}_{field.device}".removeprefix("torch.").replace(":", "") for field in self.fields]
         self.blocks = self._node_class("Packed", names)

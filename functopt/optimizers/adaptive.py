@@ -1,15 +1,11 @@
-"""Recipes: each is a short chain of links, and the paper it comes from.
-
-Defaults are those of ``torch.optim`` where it has the optimizer, so that a migrated call trains the same; otherwise
-optax's, or fastai's for what only fastai has.
-"""
+"""Recipes that divide by a running second moment: RMSProp, Adam and their relatives."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from functopt.base import Transform
-from functopt.combine import chain, rename, sequence
+from functopt.optimizers.common import Hyper, compose, is_zero
 from functopt.transforms.adaptive import (
     scale_by_adam,
     scale_by_nadam,
@@ -18,84 +14,10 @@ from functopt.transforms.adaptive import (
     scale_by_rms,
     scale_momentum_by_rms,
 )
-from functopt.transforms.decay import add_decayed_weights
 from functopt.transforms.momentum import trace
-from functopt.transforms.scaling import scale, scale_by_lr, set_to_zero
-from functopt.transforms.trust import scale_by_larc, scale_by_trust_ratio
 from functopt.wrappers.lookahead import lookahead
 
-__all__ = [
-    "adam",
-    "adamw",
-    "lamb",
-    "larc",
-    "lookahead",
-    "nadam",
-    "qhadam",
-    "radam",
-    "ranger",
-    "rmsprop",
-    "sgd",
-]
-
-Hyper = Any
-
-
-def _compose(
-    preconditioner: list[Transform],
-    lr: Hyper,
-    weight_decay: Hyper,
-    *,
-    decoupled: bool,
-    mask: Any = None,
-    maximize: bool = False,
-) -> Transform:
-    """Chain a preconditioner with weight decay, after it (decoupled) or before it (L2), and the learning rate."""
-    decay = [add_decayed_weights(weight_decay, mask=mask)]
-    ascent = [scale(-1.0)] if maximize else []
-    inner = [*preconditioner, *decay] if decoupled else [*decay, *preconditioner]
-    return chain(*ascent, *inner, scale_by_lr(lr))
-
-
-def _is_zero(value: Hyper) -> bool:
-    return isinstance(value, (float, int)) and value == 0
-
-
-def sgd(
-    lr: Hyper = 1e-3,
-    momentum: Hyper = 0.0,
-    dampening: Hyper = 0.0,
-    weight_decay: Hyper = 0.0,
-    *,
-    nesterov: bool = False,
-    decoupled: bool = False,
-    mask: Any = None,
-    maximize: bool = False,
-) -> Transform:
-    """Stochastic gradient descent with momentum, as ``torch.optim.SGD``.
-
-    ``g ← g + weight_decay·p``, ``m ← momentum·m + (1 - dampening)·g`` (the first gradient enters whole), ``p ← p -
-    lr·m``.
-
-    Args:
-        lr: learning rate.
-        momentum: what is kept of the buffer. The number 0 leaves the buffer out, and with it the hyper: to sweep
-            momentum from 0 on, give another default here.
-        dampening: what is held back of each gradient after the first.
-        weight_decay: factor of the decay.
-        nesterov: ``p ← p - lr·(g + momentum·m)``.
-        decoupled: decay the weights beside the momentum and not through it: fastai's ``decouple_wd``, SGDW.
-        mask: which leaves decay, see :func:`add_decayed_weights <functopt.add_decayed_weights>`.
-        maximize: ascend.
-
-    Raises:
-        ValueError: a number is out of range, or ``nesterov`` without momentum or with dampening.
-    """
-    plain = _is_zero(momentum)
-    if nesterov and (plain or not _is_zero(dampening)):
-        raise ValueError("sgd: nesterov needs momentum > 0 and dampening = 0")
-    links = [] if plain else [trace(momentum, dampening, nesterov=nesterov)]
-    return _compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
+__all__ = ["adam", "adamw", "nadam", "qhadam", "radam", "ranger", "rmsprop"]
 
 
 def rmsprop(
@@ -133,7 +55,7 @@ def rmsprop(
     """
     if momentum_of not in ("update", "gradient"):
         raise ValueError(f"rmsprop: momentum_of must be 'update' or 'gradient', got {momentum_of!r}")
-    if _is_zero(momentum):
+    if is_zero(momentum):
         links = [scale_by_rms(decay, eps, centered=centered)]
     elif momentum_of == "update":
         links = [scale_by_rms(decay, eps, centered=centered), trace(momentum)]
@@ -141,7 +63,7 @@ def rmsprop(
         raise ValueError("rmsprop: centered goes with momentum_of='update' only")
     else:
         links = [scale_momentum_by_rms(momentum, decay, eps)]
-    return _compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
+    return compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
 
 
 def adam(
@@ -173,7 +95,7 @@ def adam(
         maximize: ascend.
     """
     links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
-    return _compose(links, lr, weight_decay, decoupled=False, mask=mask, maximize=maximize)
+    return compose(links, lr, weight_decay, decoupled=False, mask=mask, maximize=maximize)
 
 
 def adamw(
@@ -205,7 +127,7 @@ def adamw(
         maximize: ascend.
     """
     links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
-    return _compose(links, lr, weight_decay, decoupled=True, mask=mask, maximize=maximize)
+    return compose(links, lr, weight_decay, decoupled=True, mask=mask, maximize=maximize)
 
 
 _NADAM_FORMS = {"optax": True, "article": "same_step", "article_raw": "raw"}
@@ -251,7 +173,7 @@ def nadam(
         link = scale_by_adam(beta1, beta2, eps, nesterov=_NADAM_FORMS[form])
     else:
         raise ValueError(f"nadam: form must be one of {['torch', *_NADAM_FORMS]}, got {form!r}")
-    return _compose([link], lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
+    return compose([link], lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
 
 
 def radam(
@@ -287,7 +209,7 @@ def radam(
     links = [
         scale_by_radam(beta1, beta2, eps, threshold=threshold, softplus_beta=softplus_beta, eps_debiased=eps_debiased)
     ]
-    return _compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
+    return compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
 
 
 def qhadam(
@@ -315,92 +237,7 @@ def qhadam(
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
     """
-    return _compose([scale_by_qhadam(beta1, beta2, nu1, nu2, eps)], lr, weight_decay, decoupled=decoupled, mask=mask)
-
-
-def _decay_first(lr: Hyper, weight_decay: Hyper, mask: Any, step: Transform) -> Transform:
-    """Decay the weights as an optimizer of its own, then take a step whose norms are those of the decayed weights."""
-    return sequence(chain(set_to_zero(), add_decayed_weights(weight_decay, mask=mask), scale_by_lr(lr)), step)
-
-
-def larc(
-    lr: Hyper = 1e-3,
-    momentum: Hyper = 0.9,
-    trust_coefficient: Hyper = 0.02,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
-    *,
-    clip: bool = True,
-    decoupled: bool = True,
-    mask: Any = None,
-) -> Transform:
-    """Layer-wise adaptive rate control, in fastai's form and with its defaults. You et al. (2017).
-
-    The weights decay first; the ratio of each leaf is then taken from the decayed weights (decoupled), or from the
-    gradient to which the decay was added.
-
-    Args:
-        lr: learning rate.
-        momentum: what is kept of the buffer.
-        trust_coefficient: the trust in the layer.
-        eps: added to the denominator.
-        weight_decay: factor of the decay, which also enters the ratio.
-        clip: never take a larger step than SGD would.
-        decoupled: decay the weights, not the gradient.
-        mask: which leaves decay.
-    """
-    ratio = scale_by_larc(momentum, trust_coefficient, eps, weight_decay, clip=clip)
-    if decoupled:
-        return _decay_first(lr, weight_decay, mask, chain(ratio, scale_by_lr(lr)))
-    return chain(add_decayed_weights(weight_decay, mask=mask), ratio, scale_by_lr(lr))
-
-
-def lamb(
-    lr: Hyper = 1e-3,
-    beta1: Hyper = 0.9,
-    beta2: Hyper = 0.999,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.0,
-    *,
-    form: str = "paper",
-    debias: str = "weight",
-    decoupled: bool = True,
-    mask: Any = None,
-) -> Transform:
-    """Adam with a layer-wise trust ratio. You et al., "Large Batch Optimization for Deep Learning" (2020).
-
-    ``u = m̂/(√v̂ + eps) + weight_decay·p``, ``p ← p - lr·(‖p‖/‖u‖)·u``, leaf by leaf.
-
-    Args:
-        lr: learning rate.
-        beta1: what is kept of the mean.
-        beta2: what is kept of the mean square.
-        eps: added to the denominator.
-        weight_decay: factor of the decay.
-        form: ``"paper"``: 2-norms, the decay inside ``u``, no cut, as in optax. ``"notebook"``: root mean squares, the
-            ratio cut at 10, a leaf of zeros stays (fastai's notebook). ``"fastai"``: the same norms and cut, but the
-            decay stands outside: the weights decay first, ``u`` is without it, and a leaf of zeros moves (fastai's
-            library).
-        debias: see :func:`scale_by_adam <functopt.scale_by_adam>`; it matters when the betas change between steps.
-        decoupled: only for ``"fastai"``: if false the decay is added to the gradient.
-        mask: which leaves decay.
-
-    Raises:
-        ValueError: ``form`` has another value, or ``decoupled=False`` with another form than ``"fastai"``.
-    """
-    if form not in ("paper", "notebook", "fastai"):
-        raise ValueError(f"lamb: form must be 'paper', 'notebook' or 'fastai', got {form!r}")
-    if form != "fastai" and not decoupled:
-        raise ValueError("lamb: decoupled=False is for form='fastai'")
-    moments, decay = scale_by_adam(beta1, beta2, eps, debias=debias), add_decayed_weights(weight_decay, mask=mask)
-    if form == "paper":
-        ratio = scale_by_trust_ratio()
-    else:
-        ratio = scale_by_trust_ratio(max_ratio=10.0, norm="rms", one_at_zero=form == "fastai")
-    step = [rename(ratio, eps="trust_eps"), scale_by_lr(lr)]
-    if form != "fastai":
-        return chain(moments, decay, *step)
-    return _decay_first(lr, weight_decay, mask, chain(moments, *step)) if decoupled else chain(decay, moments, *step)
+    return compose([scale_by_qhadam(beta1, beta2, nu1, nu2, eps)], lr, weight_decay, decoupled=decoupled, mask=mask)
 
 
 def ranger(

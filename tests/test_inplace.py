@@ -1,0 +1,314 @@
+"""Steps in place: StatefulOptimizer eagerly, in pieces of every kind, and compiled over flat buffers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from typing import Any, cast
+
+import pytest
+import torch
+from registry import BY_ID, ROWS, Row, make_grads, make_params
+from side_by_side import RTOL, data, net, params_close, train_step
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import functopt as fo
+from functopt import StatefulOptimizer, eager, tree
+
+COMPILE = {"backend": "aot_eager"}  # the graph and its donation; what inductor makes of it is tested in one place
+
+
+def flat_dict(params: Any) -> dict[str, Tensor]:
+    return {path.replace(".", "_"): leaf for path, leaf in tree.leaves_with_paths(params)}
+
+
+def mask_by_ndim(params: Any) -> Any:
+    return {key: leaf.ndim > 1 for key, leaf in params.items()}
+
+
+def steps(optimizer: StatefulOptimizer, params: dict[str, Tensor], grads: list[Any]) -> None:
+    for grad in grads:
+        for key, g in flat_dict(grad).items():
+            params[key].grad = g.clone()
+        optimizer.step(value=torch.ones((), dtype=torch.float64))
+
+
+def pure(tx: fo.Transform, grads: list[Any]) -> tuple[Any, Any]:
+    params = flat_dict(make_params())
+    state = tx.init(params)
+    for grad in grads:
+        params, state = tx.update(flat_dict(grad), state, params, value=torch.ones((), dtype=torch.float64))
+    return params, state
+
+
+def parameters() -> dict[str, Any]:
+    return {key: nn.Parameter(leaf.clone()) for key, leaf in flat_dict(make_params()).items()}
+
+
+def check(optimizer: StatefulOptimizer, params: dict[str, Tensor], want: Any, state: Any) -> None:
+    for key, leaf in want.items():
+        torch.testing.assert_close(params[key].detach(), leaf, rtol=1e-11, atol=1e-13, msg=lambda m, k=key: f"{k}: {m}")
+    by_name = {name for (_, name), _ in optimizer._inner.entries().items()}
+    assert bool(by_name) == bool(tree.leaves(state))
+
+
+# (PIECE, SMALL): everything gathered, leaf by leaf, the larger leaves in slices, gathered ones beside whole ones
+PIECES = [(1 << 18, 1 << 14), (1, 0), (5, 0), (7, 3), (20, 12)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+@pytest.mark.parametrize("sizes", PIECES, ids=str)
+def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "PIECE", sizes[0])
+    monkeypatch.setattr(eager, "SMALL", sizes[1])
+    tx, grads, params = row.make(), make_grads(steps=4), parameters()
+    optimizer = StatefulOptimizer(params.items(), tx)
+    steps(optimizer, params, grads)
+    check(optimizer, params, *pure(tx, grads))
+
+
+def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "PIECE", 8)
+    monkeypatch.setattr(eager, "SMALL", 3)
+    kinds = lambda tx: [type(p).__name__ for p in StatefulOptimizer(parameters().items(), tx)._step.pieces]
+    assert kinds(fo.adamw()) == ["_Gathered", *["_Slice"] * 2, *["_Slice"] * 2]  # 3 and 1, then 12 twice
+    assert kinds(fo.lamb()) == ["_Gathered", "_Whole", "_Whole"]
+    assert kinds(fo.adafactor()) == ["_Whole"] * 4
+    assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["_Whole"]  # one piece: the norm comes last
+
+
+@pytest.mark.parametrize("id", ["adamw", "adamw/masked", "lamb", "adafactor", "lookahead/lamb", "chain/clipped_adamw"])
+def test_compiled_steps_equal_the_pure_function(id: str):
+    row = BY_ID.get(id) or next(row for row in ROWS if row.id.startswith(id.split("/")[0]))
+    tx, grads, params = row.make(), make_grads(steps=3), parameters()
+    optimizer = StatefulOptimizer(params.items(), tx, compile=COMPILE)
+    steps(optimizer, params, grads)
+    check(optimizer, params, *pure(tx, grads))
+
+
+def test_compiled_by_inductor():
+    """The whole way once: float64 groups, a scheduler, missing gradients, one graph for all that."""
+    from torch._dynamo.utils import counters
+
+    ours, theirs = net(), net()
+    groups = lambda model: [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 3e-3}]
+    optimizer = StatefulOptimizer(groups(ours), fo.adamw(), compile=True)
+    reference = torch.optim.AdamW(groups(theirs))
+    pair = [(ours, optimizer), (theirs, reference)]
+    schedulers = [
+        torch.optim.lr_scheduler.OneCycleLR(o, [1e-2, 3e-2], total_steps=12, cycle_momentum=False) for _, o in pair
+    ]
+    counters.clear()
+    for i in range(12):
+        for (model, opt), scheduler in zip(pair, schedulers, strict=True):
+            train_step(model, opt, i)
+            scheduler.step()
+    params_close(ours, theirs)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+# Whatever a training loop does to parameters and gradients
+
+
+class Loop:
+    """The same steps with the compiled and the eager optimizer."""
+
+    def __init__(self, tx: fo.Transform | None = None, compile: Any = COMPILE) -> None:
+        tx = tx or fo.chain(fo.clip_by_global_norm(0.5), fo.adamw(1e-2))
+        self.models = [net(), net()]
+        self.optimizers = [
+            StatefulOptimizer(self.models[0].named_parameters(), tx, compile=compile),
+            StatefulOptimizer(self.models[1].named_parameters(), tx),
+        ]
+
+    def both(self, do: Any) -> None:
+        for model, optimizer in zip(self.models, self.optimizers, strict=True):
+            do(model, optimizer)
+
+    def train(self, start: int, stop: int) -> None:
+        for i in range(start, stop):
+            self.both(lambda model, optimizer, i=i: train_step(model, optimizer, i))
+        self.agree()
+
+    def agree(self) -> None:
+        params_close(*self.models)
+        ours, theirs = (o.state_dict()["state"] for o in self.optimizers)
+        for (path, x), y in zip(tree.leaves_with_paths(ours), tree.leaves(theirs), strict=True):
+            torch.testing.assert_close(x, y, rtol=RTOL, atol=1e-13, msg=lambda m, path=path: f"{path}: {m}")
+
+
+def backward(model: nn.Module, step: int) -> None:
+    x, y = data(step)
+    nn.functional.cross_entropy(model(x), y).backward()
+
+
+def test_parameters_and_gradients_are_views_of_buffers():
+    loop = Loop()
+    loop.train(0, 2)
+    model, step = loop.models[0], cast(Any, loop.optimizers[0]._step)
+    for key, param in model.named_parameters():
+        assert param.data_ptr() == step.param_views[key].data_ptr()
+        assert param.grad.data_ptr() == step.grad_views[key].data_ptr()
+    backward(model, 2)  # accumulates where it is
+    assert all(p.grad.data_ptr() == step.grad_views[key].data_ptr() for key, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad(set_to_none: bool):
+    loop = Loop()
+    for i in range(3):
+        loop.both(
+            lambda model, optimizer, i=i: (backward(model, i), optimizer.step(), optimizer.zero_grad(set_to_none))
+        )
+        assert all((p.grad is None) == set_to_none for p in loop.models[0].parameters())
+    loop.agree()
+
+
+def test_gradients_accumulate_and_are_clipped():
+    loop = Loop()
+
+    def step(model: nn.Module, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        for i in range(3):
+            backward(model, i)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+
+    for _ in range(2):
+        loop.both(step)
+    loop.agree()
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    loop = Loop()
+    loop.train(0, 2)
+
+    def step(model: Any, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        backward(model, 7)
+        model[2].bias.grad = None
+        before = model[2].bias.detach().clone(), copy.deepcopy(optimizer.state[model[2].bias])
+        optimizer.step()
+        assert torch.equal(model[2].bias, before[0])
+        assert all(torch.equal(t, before[1][name]) for name, t in optimizer.state[model[2].bias].items())
+
+    loop.both(step)
+    loop.agree()
+    loop.train(2, 4)
+
+
+def test_the_model_is_loaded_moved_and_replaced():
+    loop = Loop()
+    loop.train(0, 2)
+    other = net(seed=5).state_dict()
+    loop.both(lambda model, optimizer: model.load_state_dict(other))
+    loop.train(2, 4)
+
+    def replace(model: Any, optimizer: Any) -> None:
+        for p in model.parameters():
+            p.data = p.data.clone() * 0.9
+
+    loop.both(replace)
+    loop.train(4, 6)
+    loop.both(lambda model, optimizer: nn.init.ones_(model[2].bias))
+    loop.train(6, 8)
+
+
+def test_the_optimizer_is_saved_loaded_copied_and_extended():
+    loop = Loop()
+    loop.train(0, 2)
+    saved = loop.optimizers[0].state_dict()
+    loop.train(2, 4)
+    loop.both(lambda model, optimizer: optimizer.load_state_dict(saved))
+    loop.train(4, 6)
+
+    model, optimizer = pickle.loads(pickle.dumps((loop.models[0], loop.optimizers[0])))
+    loop.models[0], loop.optimizers[0] = model, optimizer
+    loop.train(6, 8)
+
+    def extend(model: Any, optimizer: Any) -> None:
+        model.add_module("3", nn.Linear(3, 3).double())
+        nn.init.eye_(model[3].weight)
+        nn.init.zeros_(model[3].bias)
+        optimizer.add_param_group({"params": [(f"3.{n}", p) for n, p in model[3].named_parameters()], "lr": 1e-3})
+
+    loop.both(extend)
+    loop.train(8, 10)
+
+
+def test_buffers_go_with_the_optimizer():
+    model = net()
+    optimizer: Any = StatefulOptimizer(model.parameters(), fo.sgd(0.1), compile=COMPILE)
+    buffers = weakref.ref(optimizer._step)
+    del optimizer
+    gc.collect()
+    assert buffers() is None
+    backward(model, 0)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_which_gradients_are_missing_is_data():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    loop = Loop(compile={"backend": counter})
+    for i, missing in enumerate([None, "0.bias", "2.weight", None, "2.bias"]):
+
+        def step(model: Any, optimizer: Any, i: int = i, missing: Any = missing) -> None:
+            optimizer.zero_grad()
+            backward(model, i)
+            if missing:
+                model.get_parameter(missing).grad = None
+            optimizer.step()
+
+        loop.both(step)
+    loop.agree()
+    assert counter.frame_count == 2  # with all, and with some
+
+
+# Memory
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while it is on, and are alive at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {t.untyped_storage()._cdata for t in tree.leaves((args, kwargs or {})) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree.leaves(out):
+            storage = t.untyped_storage() if isinstance(t, Tensor) else None
+            if storage is not None and storage._cdata not in before and storage._cdata not in self.seen:
+                self._count(t, storage)
+        return out
+
+    def _count(self, t: Tensor, storage: Any) -> None:
+        size, number = storage.nbytes(), storage._cdata
+        self.seen.add(number)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(t, self._free, size, number)
+
+    def _free(self, size: int, number: int) -> None:
+        self.now -= size
+        self.seen.discard(number)
+
+
+@pytest.mark.parametrize("id", ["adamw", "nadam", "sgd"])
+def test_an_eager_step_holds_little_twice(id: str):
+    leaf = torch.Size([2048, 1024])
+    params = [nn.Parameter(torch.ones(leaf)) for _ in range(4)]
+    optimizer = StatefulOptimizer(params, getattr(fo, id)())
+    for p in params:
+        p.grad = torch.ones(leaf)
+    with Live() as live:
+        optimizer.step()
+    # what a slice needs on the way (the new averages, the terms of the update), and that of one slice at a time
+    assert 0 < live.peak <= 8 * eager.PIECE * 4 <= leaf.numel() * 4
