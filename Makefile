@@ -1,14 +1,18 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each of these does everything on a fresh machine: `make demo`, `make test`, `make bench`.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: .venv/examples-installed
 	$(BIN)/python examples/sweep_digits.py
 
 test: .venv/dev-installed
 	$(BIN)/python -m pytest -n 2
+
+# About 40 minutes on two cores. BENCH is handed on: make bench BENCH="--only memory"
+bench: .venv/bench-installed
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: .venv/dev-installed
 	$(BIN)/ruff check .
