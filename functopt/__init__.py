@@ -9,7 +9,7 @@ An optimizer is a pair of pure functions over pytrees, and its hyper-parameters 
     params, state = tx.update(grads, state, params, {"lr": 3e-4})
 """
 
-from functopt import tree
+from functopt import nn, tree
 from functopt.base import Transform, apply_updates, link, state_class
 from functopt.combine import chain, combinator, rename, scheduled, sequence
 from functopt.compile import compile
@@ -30,7 +30,7 @@ from functopt.schedules import (
     warmup_cosine_decay_schedule,
 )
 from functopt.stateful import StatefulOptimizer
-from functopt.sweep import SweepResult, choice, grid, log_uniform, sweep, uniform
+from functopt.sweep import Batches, SweepResult, choice, grid, log_uniform, sweep, uniform
 from functopt.transforms.adaptive import (
     scale_by_adam,
     scale_by_nadam,
@@ -55,6 +55,7 @@ from functopt.wrappers.lookahead import lookahead
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batches",
     "Ema",
     "StatefulOptimizer",
     "SweepResult",
@@ -92,6 +93,7 @@ __all__ = [
     "log_uniform",
     "lookahead",
     "nadam",
+    "nn",
     "pack",
     "polynomial_schedule",
     "power_schedule",

@@ -105,18 +105,24 @@ def _try_compiler_early() -> None:
 
 def _donated(args: Sequence[Any], positions: Sequence[int]) -> list[Any]:
     """Return the donated arguments, once it is clear that each of their tensors can be written to by itself."""
-    seen: set[int] = set()
-    for position in positions:
-        if position >= len(args):
-            raise ValueError(f"compile: argument {position} is donated, but the call has {len(args)} arguments")
-        for leaf in tree.leaves(args[position]):
-            if not isinstance(leaf, Tensor) or is_expanded(leaf) or (leaf.numel() and leaf.data_ptr() in seen):
-                raise ValueError(_why_not_donated(args, positions))
-            seen.add(leaf.data_ptr())
-    return [args[position] for position in positions]
+    if positions and max(positions) >= len(args):
+        raise ValueError(f"compile: argument {max(positions)} is donated, but the call has {len(args)} arguments")
+    donated = [args[position] for position in positions]
+    leaves = tree.leaves(donated)
+    # at every step, so first what is quick and nearly always enough
+    if (
+        not all(isinstance(leaf, Tensor) for leaf in leaves)
+        or len({leaf.data_ptr() for leaf in leaves}) < len(leaves)
+        or any(0 in leaf.stride() for leaf in leaves)
+    ):
+        problem = _why_not_donated(args, positions)
+        if problem:
+            raise ValueError(problem)
+    return donated
 
 
 def _why_not_donated(args: Sequence[Any], positions: Sequence[int]) -> str:
+    """Say which tensor cannot be written to by itself; empty if all can."""
     seen: dict[int, str] = {}
     for position in positions:
         for path, leaf in tree.leaves_with_paths(args[position]):
@@ -127,7 +133,7 @@ def _why_not_donated(args: Sequence[Any], positions: Sequence[int]) -> str:
                 return f"compile: {place} is an expanded view; donate a tensor that owns its memory (clone it)"
             if leaf.numel() and seen.setdefault(leaf.data_ptr(), place) != place:
                 return f"compile: {place} is the same memory as {seen[leaf.data_ptr()]}; donate it once"
-    raise AssertionError("every donated tensor can be written to")
+    return ""
 
 
 def _moved(leaf: Tensor) -> Tensor:

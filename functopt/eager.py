@@ -90,8 +90,9 @@ class EagerStep:
                     start = stop
                     continue
                 key, size = keys[field.indices[start]], field.numels[start]
-                if elementwise and size > PIECE and params[key].is_contiguous():
-                    pieces += [_Slice(owner, by_key, key, at, min(at + PIECE, size)) for at in range(0, size, PIECE)]
+                if elementwise and params[key].is_contiguous():
+                    cuts = range(0, max(size, 1), PIECE)
+                    pieces += [_Slice(owner, by_key, key, at, min(at + PIECE, size)) for at in cuts]
                 else:
                     pieces.append(_Whole(owner, by_key, [key]))
                 start += 1
@@ -142,26 +143,33 @@ class _Whole(_Piece):
 
 
 class _Slice(_Piece):
-    """Neighbouring entries of one large parameter, for elementwise optimizers."""
+    """One parameter, or neighbouring entries of a large one, for elementwise optimizers: a tree that is one leaf."""
 
     def __init__(self, owner: InPlace, state: Tree, key: Key, start: int, stop: int) -> None:
         self.key, self.entries = key, slice(start, stop)
-        own = select(state, owner.keys, {key})
         shape = owner.layout.shapes[owner.layout.positions[key]]
+        own = _only(select(state, owner.keys, {key}), key)
         self.state = tree.map(lambda t: t.view(-1)[self.entries] if t.shape == shape else t, own)
         self.cut = {id(leaf) for leaf in tree.leaves(self.state) if leaf.ndim}
 
     def step(self, tx, params, grads, values, extras, later, write) -> None:
         if self.key not in grads:
             return
-        param = params[self.key].view(-1)[self.entries]
-        own, grad = {self.key: param}, {self.key: grads[self.key].reshape(-1)[self.entries]}
-        new, new_state = tx.run(grad, self.state, own, values.for_keys([self.key]), **extras)
+        param, grad = params[self.key].view(-1)[self.entries], grads[self.key].reshape(-1)[self.entries]
+        new, new_state = tx.run(grad, self.state, param, values.for_keys([self.key]), **extras)
         pairs = _pairs(self.state, new_state)
         write(pair for number, pair in pairs.items() if number in self.cut)
         # the rest is the bookkeeping of the whole parameter
         later.update({number: pair for number, pair in pairs.items() if number not in self.cut})
-        param.copy_(new[self.key])
+        param.copy_(new)
+
+
+def _only(state: Tree, key: Key) -> Tree:
+    """Return the state of one parameter without the dicts by key around its entries."""
+    if isinstance(state, dict) and state.keys() == {key}:
+        return state[key]
+    parts = tree.children(state)
+    return tree.rebuild(state, [k for k, _ in parts], [_only(part, key) for _, part in parts]) if parts else state
 
 
 class _Gathered(_Piece):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator_dtype", "lerp", "maximum", "minimum", "once", "sqrt", "where"]
+__all__ = ["accumulator_dtype", "add_scaled", "lerp", "maximum", "minimum", "once", "sqrt", "where"]
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -35,6 +35,13 @@ def minimum(x: Tensor, bound: float | Tensor) -> Tensor:
 def maximum(x: Tensor, bound: float | Tensor) -> Tensor:
     """Return ``max(x, bound)`` where the bound may be a number or a tensor."""
     return torch.clamp(x, min=bound)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def add_scaled(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
+    """Return ``x + factor * y``; in one pass if the factor is a number."""
+    if isinstance(factor, (float, int)):
+        return torch.add(x, y, alpha=factor)
+    return x + factor * y
 
 
 def where(condition: bool | Tensor, x: Tensor, other: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], m
 def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
-    kinds = lambda tx: [type(p).__name__ for p in StatefulOptimizer(parameters().items(), tx)._step.pieces]
+    kinds = lambda tx: [type(p).__name__ for p in cast(Any, StatefulOptimizer(parameters().items(), tx)._step).pieces]
     assert kinds(fo.adamw()) == ["_Gathered", *["_Slice"] * 2, *["_Slice"] * 2]  # 3 and 1, then 12 twice
     assert kinds(fo.lamb()) == ["_Gathered", "_Whole", "_Whole"]
     assert kinds(fo.adafactor()) == ["_Whole"] * 4

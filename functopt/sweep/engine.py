@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import optree
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
-from functopt.compile import compile as compile_step
-from functopt.compile import is_expanded
 from functopt.hypers import unknown_hyper
 from functopt.numerics import accumulator_dtype
+from functopt.sweep import memory
+from functopt.sweep.batches import Batches, Reader
+from functopt.sweep.evaluation import Evaluation, join
+from functopt.sweep.members import NEVER, Block, Members, attention, takes_hypers
 from functopt.sweep.progress import Progress
 from functopt.sweep.result import SweepResult
 from functopt.sweep.space import draw, log_axes
@@ -25,15 +27,7 @@ from functopt.tree import Tree
 
 __all__ = ["sweep"]
 
-
-class Members(NamedTuple):
-    """What a sweep carries from step to step; every leaf has a leading axis of members but ``step``."""
-
-    params: Tree
-    state: Tree
-    alive: Tensor
-    diverged_at: Tensor  # the step at which a member stopped, -1 if it goes on
-    step: Tensor  # 0-d: the step that comes next
+AT_ONCE = 16  # steps, about, from one look at the members to the next
 
 
 def sweep(
@@ -41,7 +35,7 @@ def sweep(
     params: Tree | Callable[[int], Tree],
     tx: Transform,
     space: Mapping[str, Any],
-    batches: Iterable[Any],
+    batches: Batches | Iterable[Any],
     *,
     members: int | None = None,
     seed: int = 0,
@@ -52,7 +46,10 @@ def sweep(
     metric: str | None = None,
     mode: str | None = None,
     stacked: bool = False,
+    chunk: int | None = None,
     compile: bool = True,
+    block: int = 1,
+    threads: int | None = None,
     randomness: str = "error",
     progress: bool | None = None,
 ) -> SweepResult:
@@ -78,7 +75,8 @@ def sweep(
             ``seed``, ``seed + 1``, ... for a start of its own for each member.
         tx: the optimizer. Hypers that the space does not name keep its defaults.
         space: what is swept, by name.
-        batches: one batch for each step, trees of tensors of the same shapes (another shape compiles again).
+        batches: one batch for each step, trees of tensors of the same shapes (another shape compiles again); or
+            :class:`Batches`, which the compiled steps gather themselves.
         members: how many, if the space does not say it.
         seed: of the draws, and of the first member's parameters.
         steps: stop after this many; by default when the batches end.
@@ -90,7 +88,12 @@ def sweep(
             tenth of the recorded losses.
         mode: ``"max"`` or ``"min"``: which metric is better. Needed with ``eval_fn``; losses are minimised.
         stacked: ``params`` already has a leading axis of members.
-        compile: run compiled. Eager runs give the same numbers to rounding, sooner for a handful of steps.
+        chunk: how many members to train at a time, if not all fit into memory; the same for all chunks, whose results
+            are put together. With ``randomness="different"`` their random numbers are others than without.
+        compile: run compiled, with convolutions in the form of :func:`nn.batched <functopt.nn.batched>` on a CPU where
+            that is faster. Eager runs give the same numbers to rounding, sooner for a handful of steps.
+        block: how many steps one compiled call takes. More steps make a longer program, which compiles for longer.
+        threads: how many threads to compute with, while the sweep runs.
         randomness: how random operations in the loss behave across members: ``"different"``, ``"same"`` or ``"error"``.
         progress: show steps per second, members alive and the best loss; by default on a terminal only.
 
@@ -99,69 +102,166 @@ def sweep(
 
     Raises:
         KeyError: the space names something that neither the optimizer nor the loss has.
+        MemoryError: the members do not fit into free memory; the message says which ``chunk`` would.
         ValueError: lengths in the space clash, a value is out of range, there are no batches, or the loss is not 0-d.
     """
     hypers, columns = draw(space, members, seed)
     count = len(next(iter(columns.values()))) if columns else _length(hypers)
     mode = _check_mode(mode, eval_fn)
-    if record_every < 1 or (eval_every is not None and eval_every < 1):
-        raise ValueError("sweep: record_every and eval_every must be at least 1")
-    start = _initial(params, count, seed, stacked)
-    like = tree.leaves(start)[0]
+    for name, value in {
+        "record_every": record_every,
+        "eval_every": eval_every,
+        "steps": steps,
+        "chunk": chunk,
+        "block": block,
+        "threads": threads,
+    }.items():
+        if value is not None and value < 1:
+            raise ValueError(f"sweep: {name} must be at least 1, got {value}")
+    size = min(chunk or count, count)
+    # the last chunk is filled up with copies of the last member, so that all chunks run the same program
+    chunks = [torch.arange(first, first + size).clamp(max=count - 1) for first in range(0, count, size)]
+    if len(chunks) > 1 and not isinstance(batches, (Batches, Sequence)):
+        batches = [*itertools.islice(batches, steps)]  # every chunk trains on the same ones
+    first, batches = _peek(batches)
+    one = tree.member(_initial(params, count, seed, stacked, [0]), 0)
+    like = tree.leaves(one)[0]
     hypers = _map_hypers(lambda value: _to(value, like), hypers)
-    source = iter(batches)
-    first = next(source, _NOTHING)
-    if first is _NOTHING:
-        raise ValueError("sweep: there are no batches")
-    _try_loss(hypers, tx, loss_fn, tree.member(start, 0), first)
+    loss = _try_loss(hypers, tx, loss_fn, one, first)
+    state = tx.init(one)
+    with torch.random.fork_rng(devices=[]):
+        each = memory.member_bytes(loss, one, state)
+    results = count * memory.size_of(one, state) if len(chunks) > 1 else 0
+    memory.check_fits(each * size + results, each, count, size, like.device)
 
+    at_a_time = f", {size} at a time," if len(chunks) > 1 else ""
     total = _total(batches, steps)
-    step_fn = _step_function(loss_fn, tx, randomness, compile)
-    evaluate = _Evaluation(eval_fn, mode, metric, randomness)
-    carry = Members(
-        start,
-        _own(torch.func.vmap(tx.init)(start), start),
-        torch.ones(count, dtype=torch.bool, device=like.device),
-        torch.full((count,), -1, device=like.device),
-        torch.zeros((), dtype=torch.int64, device=like.device),
-    )
-    recorded: list[Tensor] = []
+    program = Block(loss_fn, tx, randomness, compile, block, isinstance(batches, Batches), like.device.type == "cpu")
+    parts: list[_Part] = []
     began = time.perf_counter()
-    first_step = 0.0
-    done = 0
-    with Progress(total, count, show=progress, at_first="compiling" if compile else "") as bar:
-        for batch in _take(first, source, steps):
-            carry, losses = step_fn(carry, hypers, batch)
-            if done % record_every == 0:
-                recorded.append(losses)
-            done += 1
-            if done == 1:
-                first_step = time.perf_counter() - began
-            if eval_every is not None and done % eval_every == 0:
-                evaluate(carry.params, done)
-            bar.update(done, carry.alive, losses)
-        if not evaluate.steps or evaluate.steps[-1] != done:
-            evaluate(carry.params, done)
-        curves = torch.stack(recorded).cpu()  # waits for the device
+    with (
+        _threads(threads),
+        attention(like.device),
+        Progress(
+            None if total is None else total * len(chunks),
+            count,
+            show=progress,
+            note=f"{count} members{at_a_time} need {memory.human(each * size + results)}",
+            at_first="compiling" if compile else "",
+        ) as bar,
+    ):
+        for chosen in chunks:
+            own = _map_hypers(lambda value, chosen=chosen: value[chosen.to(value.device)], hypers)
+            part = _Part(
+                Members(_initial(params, count, seed, stacked, chosen.tolist()), own, program),
+                Evaluation(eval_fn, mode, metric, randomness),
+            )
+            with _same_draws(again=chosen is not chunks[-1]):
+                part.train(Reader(batches, block), steps, record_every, eval_every, bar)
+            parts.append(part)
+        curves = torch.cat([part.curves() for part in parts], 1)[:, :count].cpu()  # waits for the device
+    stop = torch.cat([part.members.stop for part in parts])[:count].cpu()
+    trained = tree.map(lambda *leaves: _beside(leaves, count), *(part.members.trained for part in parts))
+    evaluation = join([part.evaluation for part in parts], count)
     return SweepResult(
         hypers=columns,
         losses=curves,
-        loss_steps=torch.arange(0, done, record_every),
-        diverged_at=carry.diverged_at.cpu(),
-        metrics=evaluate.final(curves),
-        best_metrics=evaluate.best(curves),
-        metric=evaluate.ranked_by,
+        loss_steps=torch.arange(0, parts[0].members.done, record_every),
+        diverged_at=torch.where(stop == NEVER, -1, stop),
+        metrics=evaluation.final(curves),
+        best_metrics=evaluation.best(curves),
+        metric=evaluation.ranked_by,
         mode=mode,
-        steps=done,
+        steps=parts[0].members.done,
         seconds=time.perf_counter() - began,
-        first_step_seconds=first_step,
+        first_step_seconds=parts[0].first - began,
+        memory=each * size + results,
         log_axes=log_axes(space),
-        all_params=carry.params,
-        all_states=carry.state,
+        all_params=trained.params,
+        all_states=trained.state,
     )
 
 
-_NOTHING = object()
+class _Part:
+    """The members of one chunk, what they have been evaluated to, and their losses."""
+
+    def __init__(self, members: Members, evaluation: Evaluation) -> None:
+        self.members, self.evaluation = members, evaluation
+        self.first = 0.0  # when the first block was done
+        self._losses: list[Tensor] = []
+
+    def train(
+        self, reader: Reader, steps: int | None, record_every: int, eval_every: int | None, bar: Progress
+    ) -> None:
+        """Train until the steps are taken or the batches end."""
+        members, wanted, count = self.members, 0, 0
+        while count == wanted and members.done != steps:
+            # the first call is short, for it compiles and its time is reported
+            wanted = max(AT_ONCE // reader.size, 1) * reader.size if self.first else reader.size
+            wanted = min(wanted, *(bound - members.done for bound in self._bounds(steps, eval_every)), wanted)
+            count, blocks = reader.read(wanted)
+            if not count:
+                break
+            offset = -members.done % record_every
+            losses = members.advance(blocks, count)
+            self._losses.append(losses[offset::record_every])
+            self.first = self.first or time.perf_counter()
+            if eval_every is not None and members.done % eval_every == 0:
+                self.evaluation(members.trained.params, members.done)
+            bar.update(count, members.alive, losses[-1])
+        if members.done not in self.evaluation.steps[-1:]:
+            self.evaluation(members.trained.params, members.done)
+
+    def _bounds(self, steps: int | None, eval_every: int | None) -> Iterator[int]:
+        if steps is not None:
+            yield steps
+        if eval_every is not None:
+            yield (self.members.done // eval_every + 1) * eval_every
+
+    def curves(self) -> Tensor:
+        """Return the recorded losses."""
+        return torch.cat(self._losses)
+
+
+def _beside(leaves: tuple[Tensor, ...], count: int) -> Tensor:
+    return leaves[0] if len(leaves) == 1 else torch.cat(leaves)[:count]
+
+
+def _peek(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Return the first batch, and the batches as they were."""
+    source = iter(batches)
+    first = next(source, None)
+    if first is None:
+        raise ValueError("sweep: there are no batches")
+    return first, itertools.chain([first], source) if source is batches else batches
+
+
+def _total(batches: Iterable[Any], steps: int | None) -> int | None:
+    try:
+        length = len(batches)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return steps
+    return length if steps is None else min(steps, length)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads meanwhile."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _same_draws(again: bool) -> Iterator[None]:
+    """Leave the global random numbers as they were, if they are to be drawn again."""
+    with torch.random.fork_rng() if again else contextlib.nullcontext():
+        yield
 
 
 def _length(hypers: Mapping[str, Any]) -> int:
@@ -190,39 +290,17 @@ def _to(value: Tensor, like: Tensor) -> Tensor:
     return value.to(device=like.device, dtype=dtype)
 
 
-def _initial(params: Tree | Callable[[int], Tree], count: int, seed: int, stacked: bool) -> Tree:
+def _initial(params: Tree | Callable[[int], Tree], count: int, seed: int, stacked: bool, chosen: Sequence[int]) -> Tree:
+    """Return the initial parameters of the chosen ones among ``count`` members, in memory of their own."""
     if callable(params):
-        return tree.stack([tree.map(lambda leaf: leaf.detach(), params(seed + i)) for i in range(count)])
+        return tree.stack([tree.map(lambda leaf: leaf.detach(), params(seed + i)) for i in chosen])
     tree.check_params(params, "sweep")
     if not stacked:
-        return tree.replicate(params, count)
+        return tree.replicate(params, len(chosen))
     for path, leaf in tree.leaves_with_paths(params):
         if leaf.ndim == 0 or len(leaf) != count:
             raise ValueError(f"sweep: params at {path!r} has shape {list(leaf.shape)}, but there are {count} members")
-    return tree.map(lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format), params)
-
-
-def _own(state: Tree, params: Tree) -> Tree:
-    """Give every leaf memory of its own, for the step to write into.
-
-    vmap returns what does not depend on the members as an expanded view, and a link may keep a parameter as it is.
-    """
-    taken = {leaf.data_ptr() for leaf in tree.leaves(params)}
-
-    def own(leaf: Tensor) -> Tensor:
-        if is_expanded(leaf) or leaf.data_ptr() in taken:
-            leaf = leaf.clone(memory_format=torch.contiguous_format)
-        taken.add(leaf.data_ptr())
-        return leaf
-
-    return tree.map(own, state)
-
-
-def _takes_hypers(loss_fn: Callable[..., Any]) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(loss_fn).parameters.values()
-    named = sum(p.kind in kinds and (p.default is p.empty or p.name == "hypers") for p in parameters)
-    return named >= 3 or any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return tree.map(lambda leaf: leaf.detach()[list(chosen)], params)
 
 
 class _Recording(dict):
@@ -249,124 +327,33 @@ class _Recording(dict):
         return super().items()
 
 
-def _try_loss(hypers: dict[str, Any], tx: Transform, loss_fn: Callable[..., Any], params: Tree, batch: Any) -> None:
+def _try_loss(
+    hypers: dict[str, Any], tx: Transform, loss_fn: Callable[..., Any], params: Tree, batch: Any
+) -> Callable[[Tree], Tensor]:
     """Run the loss once for one member, so that what is wrong with it, or with a name, is said before compiling.
+
+    Returns:
+        The loss of that member as a function of its parameters.
 
     Raises:
         KeyError: neither the optimizer has a name of the space nor does the loss read it.
         ValueError: the loss is not a 0-d tensor.
     """
     others = [name for name in hypers if name not in tx.hypers]
-    with_hypers = _takes_hypers(loss_fn)
+    with_hypers = takes_hypers(loss_fn)
     for name in () if with_hypers else others:
         raise KeyError(
             f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third "
             "argument: loss_fn(params, batch, hypers)."
         )
     asked = _Recording(_map_hypers(lambda value: value[0], hypers))
+    run = lambda params: loss_fn(params, batch, asked) if with_hypers else loss_fn(params, batch)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        loss = loss_fn(params, batch, asked) if with_hypers else loss_fn(params, batch)
+        loss = run(params)
     for name in others:
         if name not in asked.read:
             raise KeyError(f"{unknown_hyper(name, tx.hypers, 'the optimizer')} And the loss did not read it.")
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"sweep: the loss of one member must be a 0-d tensor, got {got}")
-
-
-def _total(batches: Iterable[Any], steps: int | None) -> int | None:
-    try:
-        length = len(batches)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return steps
-    return length if steps is None else min(steps, length)
-
-
-def _take(first: Any, rest: Iterator[Any], steps: int | None) -> Iterator[Any]:
-    if steps is not None and steps < 1:
-        raise ValueError(f"sweep: steps must be at least 1, got {steps}")
-    yield first
-    done = 1
-    while steps is None or done < steps:
-        batch = next(rest, _NOTHING)
-        if batch is _NOTHING:
-            return
-        yield batch
-        done += 1
-
-
-@functools.lru_cache(maxsize=4)
-def _step_function(
-    loss_fn: Callable[..., Any], tx: Transform, randomness: str, compiled: bool
-) -> Callable[[Members, dict[str, Any], Any], tuple[Members, Tensor]]:
-    """Return the step of all members: the same for equal arguments, so that a second sweep compiles nothing."""
-    with_hypers = _takes_hypers(loss_fn)
-
-    def member(params: Tree, state: Tree, alive: Tensor, hypers: dict[str, Any], batch: Any) -> tuple[Any, ...]:
-        arguments = (batch, hypers) if with_hypers else (batch,)
-        grads, loss = torch.func.grad_and_value(loss_fn)(params, *arguments)
-        own = {name: value for name, value in hypers.items() if name in tx.hypers}
-        new_params, new_state = tx.update(grads, state, params, own, value=loss)
-        finite = torch.isfinite(loss)
-        for leaf in tree.leaves(new_params):
-            finite = finite & torch.isfinite(leaf).all()
-        alive = alive & finite
-        keep = lambda new, old: torch.where(alive, new, old)
-        return tree.map(keep, new_params, params), tree.map(keep, new_state, state), alive, loss
-
-    def step(carry: Members, hypers: dict[str, Any], batch: Any) -> tuple[Members, Tensor]:
-        mapped = torch.func.vmap(member, in_dims=(0, 0, 0, 0, None), randomness=randomness)
-        params, state, alive, losses = mapped(carry.params, carry.state, carry.alive, hypers, batch)
-        diverged_at = torch.where(carry.alive & ~alive, carry.step, carry.diverged_at)
-        losses = torch.where(carry.alive, losses, torch.nan)
-        return Members(params, state, alive, diverged_at, carry.step + 1), losses
-
-    return compile_step(step, donate=(0,)) if compiled else step
-
-
-class _Evaluation:
-    """Runs ``eval_fn`` for all members, and keeps what it returned at each call."""
-
-    def __init__(self, eval_fn: Callable[[Tree], Any] | None, mode: str, metric: str | None, randomness: str) -> None:
-        self.eval_fn = eval_fn
-        self.mode = mode
-        self.ranked_by = metric or ("loss" if eval_fn is None else "")
-        self.randomness = randomness
-        self.steps: list[int] = []
-        self.history: dict[str, list[Tensor]] = {}
-
-    def __call__(self, params: Tree, step: int) -> None:
-        if self.eval_fn is None:
-            return
-        with torch.no_grad():
-            out = torch.func.vmap(self.eval_fn, randomness=self.randomness)(params)
-        metrics = out if isinstance(out, dict) else {_metric_name(self.eval_fn): out}
-        if not self.ranked_by:
-            self.ranked_by = next(iter(metrics))
-        if self.ranked_by not in metrics:
-            raise KeyError(f"sweep: eval_fn returned no metric {self.ranked_by!r}; it returned {sorted(metrics)}")
-        self.steps.append(step)
-        for name, values in metrics.items():
-            if values.ndim != 1:
-                raise ValueError(f"sweep: the metric {name!r} has shape {list(values.shape[1:])} for a member, not 0-d")
-            self.history.setdefault(name, []).append(values.double())
-
-    def final(self, losses: Tensor) -> dict[str, Tensor]:
-        if self.eval_fn is None:
-            return {"loss": losses[-max(1, len(losses) // 10) :].double().mean(0)}
-        return {name: values[-1].cpu() for name, values in self.history.items()}
-
-    def best(self, losses: Tensor) -> dict[str, Tensor]:
-        """Return each member's values at the evaluation where the ranking metric was best."""
-        if self.eval_fn is None:
-            return self.final(losses)
-        ranking = torch.stack(self.history[self.ranked_by])
-        worst = -torch.inf if self.mode == "max" else torch.inf
-        at = ranking.nan_to_num(nan=worst) if self.mode == "max" else -ranking.nan_to_num(nan=worst)
-        rows = at.argmax(0, keepdim=True)
-        return {name: torch.stack(values).gather(0, rows)[0].cpu() for name, values in self.history.items()}
-
-
-def _metric_name(eval_fn: Callable[..., Any]) -> str:
-    name = getattr(eval_fn, "__name__", "metric")
-    return name if name.isidentifier() and name != "<lambda>" else "metric"
+    return run

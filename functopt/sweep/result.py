@@ -40,7 +40,9 @@ class SweepResult:
         mode: ``"max"`` or ``"min"``.
         steps: how many were taken.
         seconds: how long it all took, compilation and evaluation included.
-        first_step_seconds: how long the first step took, most of it compilation.
+        first_step_seconds: how long the first block of steps took, most of it compilation.
+        memory: the bytes that the members need while they train: parameters and state twice, and what the gradients
+            take at most, measured for one member uncompiled.
         log_axes: the hypers that are shown on a logarithmic axis.
     """
 
@@ -55,6 +57,7 @@ class SweepResult:
     steps: int
     seconds: float
     first_step_seconds: float
+    memory: int
     log_axes: frozenset[str]
     all_params: Tree = field(repr=False)
     all_states: Tree = field(repr=False)

@@ -33,6 +33,10 @@ def _squares(grads: Tree) -> Tree:
     return tree.map(lambda g: g.to(accumulator_dtype(g.dtype)).square(), grads)
 
 
+def _is_zero(number: Any) -> bool:
+    return isinstance(number, (float, int)) and number == 0
+
+
 @state_class
 class ScaleByRmsState(NamedTuple):
     """The average of squared gradients, and of gradients if centered."""
@@ -182,7 +186,7 @@ def scale_by_adam(
             return (b * m + (1 - b) * g) / (w if nesterov == "same_step" else 1.0)
 
         m_hat = tree.map(ahead, updates, mu.total, mu.weight, beta1) if nesterov else mu.mean
-        out = tree.map(lambda m, v, e, r: m / (sqrt(v + r) + e), m_hat, nu.mean, eps, eps_root)
+        out = tree.map(lambda m, v, e, r: m / (sqrt(v if _is_zero(r) else v + r) + e), m_hat, nu.mean, eps, eps_root)
         return out, new_state
 
     return init, transform

@@ -9,7 +9,7 @@ import optree
 
 from functopt import tree
 from functopt.base import Scope, link
-from functopt.numerics import where
+from functopt.numerics import add_scaled, where
 from functopt.tree import Tree
 
 __all__ = ["add_decayed_weights", "shrink_weights"]
@@ -58,7 +58,7 @@ def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
 
     def transform(updates, state, params, weight_decay):
         chosen = _masked(mask, params, "add_decayed_weights")
-        decay = lambda u, p, d, on: where(on, u + d * p, u)
+        decay = lambda u, p, d, on: where(on, add_scaled(u, d, p), u)
         return tree.map(decay, updates, params, weight_decay, chosen), state
 
     return transform

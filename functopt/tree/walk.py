@@ -139,6 +139,8 @@ def rebuild(node: Tree, keys: Sequence[Any], children: Sequence[Any]) -> Tree:
 
 def prefix_problem(tree: Tree, full: Tree, *, exact: bool = False) -> str:
     """Say where ``tree`` stops being a prefix of ``full``, or with ``exact`` of its structure; empty if nowhere."""
+    if not exact and _one_level(tree) is None:
+        return ""
     layout = layout_of(full)
     if layout is not None and layout_of(tree) is None:
         full = layout.positions
