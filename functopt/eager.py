@@ -90,7 +90,7 @@ class EagerStep:
                     start = stop
                     continue
                 key, size = keys[field.indices[start]], field.numels[start]
-                if elementwise and params[key].is_contiguous():
+                if elementwise and params[key].ndim and params[key].is_contiguous():
                     cuts = range(0, max(size, 1), PIECE)
                     pieces += [_Slice(owner, by_key, key, at, min(at + PIECE, size)) for at in cuts]
                 else:

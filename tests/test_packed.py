@@ -177,6 +177,15 @@ def test_a_packed_tree_can_be_copied_and_pickled():
         close(fo.unpack(again), make_params())
 
 
+def test_flatten_compiles():
+    tx, params, grads = fo.flatten(fo.lamb(0.1)), make_params(), make_grads(steps=2)
+    step = fo.compile(lambda p, s, g: tx.update(g, s, p), donate=(0, 1), backend="aot_eager")
+    got, state = make_params(), tx.init(params)
+    for grad in grads:
+        got, state = step(got, state, grad)
+    close(got, run(tx, params, grads)[0])
+
+
 # What cannot be packed
 
 

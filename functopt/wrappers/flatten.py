@@ -44,12 +44,12 @@ def flatten(inner: Transform) -> Transform:
         return inner._init(_packed(params))
 
     def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
-        flat = _packed(params)
+        flat = _packed(params, _packed_node(state))
         out, state = inner._transform(_packed(updates, flat), state, flat, hypers, **extras)
         return _like(out, params), state
 
     def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
-        flat = _packed(params)
+        flat = _packed(params, _packed_node(state))
         new, state = inner.run(_packed(grads, flat), state, flat, hypers, **extras)
         return _like(new, params), state
 
@@ -58,6 +58,14 @@ def flatten(inner: Transform) -> Transform:
 
 def _packed(values: Tree, like: Tree = None) -> Tree:
     return values if tree.layout_of(values) is not None else tree.pack(values, like)
+
+
+def _packed_node(state: Tree) -> Tree:
+    """Return a packed tree in a state, which knows the layout of the parameters; None if there is none."""
+    layout = tree.layout_of(state)
+    if layout is not None:
+        return state
+    return next((node for _, part in tree.children(state) if (node := _packed_node(part)) is not None), None)
 
 
 def _like(values: Tree, params: Tree) -> Tree:
