@@ -11,6 +11,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.combine import split_chain
+from functopt.compile import keep_freed_memory
 from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import SHARED, entries, select
 from functopt.tree import Tree
@@ -35,6 +36,7 @@ class EagerStep:
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
         self.owner = owner
+        keep_freed_memory()
         tx, state, _ = owner.at_step(Values({}, {}))
         self.head: tuple[Transform, Tree] | None = None
         self.pieces: list[_Piece] = []
