@@ -77,11 +77,11 @@ def test_with_hypers_keeps_everything_else(row: Row):
 def test_frozen(row: Row):
     tx = row.make()
     with pytest.raises(AttributeError, match="frozen"):
-        tx.layout_invariant = False
+        tx.layout_invariant = False  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="frozen"):
         tx.anything = 1  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="frozen"):
-        del tx.layout_invariant
+        del tx.layout_invariant  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TypeError):
         tx.hypers["lr"] = 1.0  # pyright: ignore[reportIndexIssue]
 

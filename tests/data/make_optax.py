@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
@@ -126,11 +127,11 @@ SCHEDULES = {
 }
 
 
-def trajectory(tx, params, grads):
+def trajectory(tx, params: Any, grads):
     state, rows = tx.init(params), {name: [] for name in params}
     for step in range(len(grads["bias"])):
         updates, state = tx.update({name: grads[name][step] for name in grads}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(Any, optax.apply_updates(params, updates))
         for name, value in params.items():
             rows[name].append(np.asarray(value))
     return {name: np.stack(values) for name, values in rows.items()}
