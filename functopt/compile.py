@@ -141,7 +141,7 @@ def _why_not_donated(args: Sequence[Any], positions: Sequence[int]) -> str:
             place = f"argument {position} at {path!r}"
             if not isinstance(leaf, Tensor):
                 return f"compile: {place} is donated but is a {type(leaf).__name__}, not a tensor"
-            if is_expanded(leaf):
+            if tree.is_expanded(leaf):
                 return f"compile: {place} is an expanded view; donate a tensor that owns its memory (clone it)"
             if leaf.numel() and seen.setdefault(leaf.data_ptr(), place) != place:
                 return f"compile: {place} is the same memory as {seen[leaf.data_ptr()]}; donate it once"
@@ -185,11 +185,6 @@ def _why_no_fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> 
         except ValueError as error:
             return f"{error} It was to take that argument's memory; nothing was written."
     raise AssertionError("the outputs fit")
-
-
-def is_expanded(leaf: Tensor) -> bool:
-    """Tell whether several entries of a tensor share one place in memory."""
-    return any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
 
 
 def _is_number(leaf: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ def _pairs(old: Tree, new: Tree) -> dict[int, tuple[Tensor, Tensor]]:
     return {id(a): (a, b) for a, b in both if a is not b}
 
 
-class _Piece:
+class _Piece(Protocol):
     """Some of the parameters, and their part of the state, as views."""
 
     def step(
@@ -119,10 +119,11 @@ class _Piece:
         later: Later,
         write: Write,
     ) -> None:
-        raise NotImplementedError
+        """Take the step; what belongs to several pieces goes into ``later``."""
+        ...
 
 
-class _Whole(_Piece):
+class _Whole:
     """Some parameters as they are."""
 
     def __init__(self, owner: InPlace, state: Tree, keys: Sequence[Key]) -> None:
@@ -144,7 +145,7 @@ class _Whole(_Piece):
             param.copy_(new[key])
 
 
-class _Slice(_Piece):
+class _Slice:
     """One parameter, or neighbouring entries of a large one, for elementwise optimizers: a tree that is one leaf."""
 
     def __init__(self, owner: InPlace, state: Tree, key: Key, start: int, stop: int) -> None:
@@ -174,7 +175,7 @@ def _only(state: Tree, key: Key) -> Tree:
     return tree.rebuild(state, [k for k, _ in parts], [_only(part, key) for _, part in parts]) if parts else state
 
 
-class _Gathered(_Piece):
+class _Gathered:
     """Neighbouring small parameters, copied into a packed tree to be done together."""
 
     def __init__(self, owner: InPlace, state: Tree, field: int, start: int, stop: int) -> None:

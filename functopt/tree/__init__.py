@@ -4,7 +4,19 @@ Every tree here is an `optree <https://optree.readthedocs.io>`_ tree: nested dic
 tensors (or numbers) at the leaves. A *path* is the dotted names that lead to a leaf, such as ``"head.weight"``.
 """
 
-from functopt.tree.arithmetic import means, member, norm, owned, replicate, scalars, size, stack, sums, zeros_like
+from functopt.tree.arithmetic import (
+    is_expanded,
+    means,
+    member,
+    norm,
+    owned,
+    replicate,
+    scalars,
+    size,
+    stack,
+    sums,
+    zeros_like,
+)
 from functopt.tree.checks import check_params, check_same
 from functopt.tree.entries import get, set
 from functopt.tree.layout import Layout, by_shape, pack, ravel, unpack
@@ -32,6 +44,7 @@ __all__ = [
     "children",
     "describe",
     "get",
+    "is_expanded",
     "is_schedule",
     "layout_of",
     "leaves",

@@ -12,7 +12,19 @@ from functopt.numerics import accumulator_dtype, sqrt
 from functopt.tree.checks import check_same
 from functopt.tree.walk import Tree, children, is_schedule, layout_of, leaves, map
 
-__all__ = ["means", "member", "norm", "owned", "replicate", "scalars", "size", "stack", "sums", "zeros_like"]
+__all__ = [
+    "is_expanded",
+    "means",
+    "member",
+    "norm",
+    "owned",
+    "replicate",
+    "scalars",
+    "size",
+    "stack",
+    "sums",
+    "zeros_like",
+]
 
 
 def zeros_like(params: Tree, dtype: torch.dtype | None = None, *, accumulate: bool = False) -> Tree:
@@ -91,6 +103,11 @@ def size(tree: Tree) -> int:
     return layout.size if layout is not None else sum(leaf.numel() for leaf in leaves(tree))
 
 
+def is_expanded(leaf: Tensor) -> bool:
+    """Tell whether several entries of a tensor share one place in memory."""
+    return any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
+
+
 def owned(tree: Tree, *others: Tree) -> Tree:
     """Return a tree in which every leaf owns its memory, so that it can be written to.
 
@@ -99,8 +116,7 @@ def owned(tree: Tree, *others: Tree) -> Tree:
     taken = {leaf.untyped_storage()._cdata for other in others for leaf in leaves(other)}
 
     def own(leaf: Tensor) -> Tensor:
-        expanded = any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
-        if expanded or leaf.untyped_storage()._cdata in taken:
+        if is_expanded(leaf) or leaf.untyped_storage()._cdata in taken:
             leaf = leaf.clone(memory_format=torch.contiguous_format)
         taken.add(leaf.untyped_storage()._cdata)
         return leaf.detach()
