@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +12,40 @@ from functopt import tree
 from functopt.base import Transform
 from functopt.combine import split_chain
 from functopt.compile import keep_freed_memory
-from functopt.inplace import InPlace, Key, Values
+from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
+from functopt.tape import Tape, record
 from functopt.tree import Tree
 
 __all__ = ["EagerStep"]
 
-PIECE = 1 << 18  # entries worked on at once: few enough for what a step computes on the way to stay in the cache
+PIECE = 1 << 19  # entries worked on at once: few enough for what a step computes on the way to stay in the cache
+ELSEWHERE = 1 << 22  # the same where starting an operation costs more, as on a GPU
+SAMPLE = 1 << 14  # entries with which a step is recorded
 SMALL = 1 << 14  # parameters up to this size are gathered: their arithmetic costs less than calling it
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 Later = dict[int, tuple[Tensor, Tensor]]  # what is written when all pieces are done
-Write = Callable[[Pairs], None]
+
+
+class _Step(NamedTuple):
+    """What the pieces need to know of one step."""
+
+    tx: Transform
+    params: Mapping[Key, Tensor]
+    grads: Mapping[Key, Tensor]
+    values: Values
+    extras: Any
+    later: Later
+    tapes: list[tuple[Any, Tape | None]]  # what was recorded, with the hypers and dtypes that it holds for
+    memory: set[int]  # the storages of the state
+
+    def write(self, pairs: Pairs) -> None:
+        """Put new tensors where the old ones are."""
+        # an entry may move to another place, as in a history of gradients: all is read before anything is written
+        settled = [(old, new.clone() if new.untyped_storage()._cdata in self.memory else new) for old, new in pairs]
+        for old, new in settled:
+            old.copy_(new)
 
 
 class EagerStep:
@@ -56,23 +78,18 @@ class EagerStep:
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient."""
         _, _, values = self.owner.at_step(values)
-        later: Later = {}
+        step = _Step(self.tx, params, grads, values, extras, {}, [], self.memory)
         if self.head is not None:
             ahead, state = self.head
             state = select(state, self.owner.keys, grads.keys())
             hypers = values.for_keys([*grads])
             grads, new = ahead._transform(dict(grads), state, {key: params[key] for key in grads}, hypers, **extras)
-            self._write(_pairs(state, new).values())
+            step.write(_pairs(state, new).values())
+            step = step._replace(grads=grads)
         for piece in self.pieces:
-            piece.step(self.tx, params, grads, values, extras, later, self._write)
-        self._write(later.values())
+            piece(step)
+        step.write(step.later.values())
         self.owner.count_step()
-
-    def _write(self, pairs: Pairs) -> None:
-        # an entry may move to another place, as in a history of gradients: all is read before anything is written
-        settled = [(old, new.clone() if new.untyped_storage()._cdata in self.memory else new) for old, new in pairs]
-        for old, new in settled:
-            old.copy_(new)
 
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor]) -> list[_Piece]:
         owner, by_key = self.owner, tree.unpack(state)
@@ -91,10 +108,10 @@ class EagerStep:
                     pieces.append(_Gathered(owner, state, number, start, stop))
                     start = stop
                     continue
-                key, size = keys[field.indices[start]], field.numels[start]
+                key = keys[field.indices[start]]
                 if elementwise and params[key].ndim and params[key].is_contiguous():
-                    cuts = range(0, max(size, 1), PIECE)
-                    pieces += [_Slice(owner, by_key, key, at, min(at + PIECE, size)) for at in cuts]
+                    size = PIECE if params[key].device.type == "cpu" else ELSEWHERE
+                    pieces.append(_Slices(owner, by_key, key, size))
                 else:
                     pieces.append(_Whole(owner, by_key, [key]))
                 start += 1
@@ -109,17 +126,8 @@ def _pairs(old: Tree, new: Tree) -> dict[int, tuple[Tensor, Tensor]]:
 class _Piece(Protocol):
     """Some of the parameters, and their part of the state, as views."""
 
-    def step(
-        self,
-        tx: Transform,
-        params: Mapping[Key, Tensor],
-        grads: Mapping[Key, Tensor],
-        values: Values,
-        extras: Any,
-        later: Later,
-        write: Write,
-    ) -> None:
-        """Take the step; what belongs to several pieces goes into ``later``."""
+    def __call__(self, step: _Step) -> None:
+        """Take the step; what belongs to several pieces goes into ``step.later``."""
         ...
 
 
@@ -131,40 +139,101 @@ class _Whole:
         self.state = select(state, owner.keys, {*keys})
         self.shared = {id(leaf) for (who, _), leaf in entries(self.state, {*keys}).items() if who is SHARED}
 
-    def step(self, tx, params, grads, values, extras, later, write) -> None:
-        keys = [key for key in self.keys if key in grads]
+    def __call__(self, step: _Step) -> None:
+        keys = [key for key in self.keys if key in step.grads]
         if not keys:
             return
         state = self.state if len(keys) == len(self.keys) else select(self.state, {*self.keys}, {*keys})
-        own = {key: params[key] for key in keys}
-        new, new_state = tx.run({key: grads[key] for key in keys}, state, own, values.for_keys(keys), **extras)
+        own, grads = {key: step.params[key] for key in keys}, {key: step.grads[key] for key in keys}
+        new, new_state = step.tx.run(grads, state, own, step.values.for_keys(keys), **step.extras)
         pairs = _pairs(state, new_state)
-        later.update({number: (old, value.clone()) for number, (old, value) in pairs.items() if number in self.shared})
-        write(pair for number, pair in pairs.items() if number not in self.shared)
+        for number in self.shared & pairs.keys():
+            old, value = pairs.pop(number)
+            step.later[number] = old, value.clone()
+        step.write(pairs.values())
         for key, param in own.items():
             param.copy_(new[key])
 
 
-class _Slice:
-    """One parameter, or neighbouring entries of a large one, for elementwise optimizers: a tree that is one leaf."""
+class _Slices:
+    """A large parameter, for elementwise optimizers: slices of neighbouring entries, each a tree that is one leaf.
 
-    def __init__(self, owner: InPlace, state: Tree, key: Key, start: int, stop: int) -> None:
-        self.key, self.entries = key, slice(start, stop)
-        shape = owner.layout.shapes[owner.layout.positions[key]]
-        own = _only(select(state, owner.keys, {key}), key)
-        self.state = tree.map(lambda t: t.view(-1)[self.entries] if t.shape == shape else t, own)
-        self.cut = {id(leaf) for leaf in tree.leaves(self.state) if leaf.ndim}
+    What is done to the first one is recorded and then done to the others, if it can be.
+    """
 
-    def step(self, tx, params, grads, values, extras, later, write) -> None:
-        if self.key not in grads:
+    def __init__(self, owner: InPlace, state: Tree, key: Key, size: int) -> None:
+        self.key, place = key, owner.layout.positions[key]
+        self.shape, self.size = owner.layout.shapes[place], size
+        self.state = _only(select(state, owner.keys, {key}), key)
+        self.slices = self._cut(0)
+        self.after_sample: list[_Cut] | None = None
+
+    def _cut(self, start: int) -> list[_Cut]:
+        numel = self.shape.numel()
+        return [self._part(at, min(at + self.size, numel)) for at in range(start, max(numel, start + 1), self.size)]
+
+    def _part(self, start: int, stop: int) -> _Cut:
+        at = slice(start, stop)
+        state = tree.map(lambda t: t.view(-1)[at] if t.shape == self.shape else t, self.state)
+        return _Cut(at, state, tree.leaves(state))
+
+    def __call__(self, step: _Step) -> None:
+        if self.key not in step.grads:
             return
-        param, grad = params[self.key].view(-1)[self.entries], grads[self.key].reshape(-1)[self.entries]
-        new, new_state = tx.run(grad, self.state, param, values.for_keys([self.key]), **extras)
-        pairs = _pairs(self.state, new_state)
-        write(pair for number, pair in pairs.items() if number in self.cut)
-        # the rest is the bookkeeping of the whole parameter
-        later.update({number: pair for number, pair in pairs.items() if number not in self.cut})
-        param.copy_(new)
+        param, grad = step.params[self.key].view(-1), step.grads[self.key].reshape(-1)
+        values = {name: step.values.of(name, self.key) for name in step.values.by_name}
+        kinds = [(x.dtype, x.device, x.ndim) for x in (param, grad, *self.slices[0].leaves)]
+        slices = self.slices
+        alike = (
+            tape
+            for (known, known_kinds), tape in step.tapes
+            if kinds == known_kinds and all(same(value, known[name]) for name, value in values.items())
+        )
+        if (tape := next(alike, _NEW)) is _NEW:
+            if self.after_sample is None:
+                sample = min(SAMPLE, param.numel())
+                self.after_sample = [self._part(0, sample), *(self._cut(sample) if sample < param.numel() else ())]
+            first, *slices = self.after_sample
+            tape = self._by_itself(step, values, first, param, grad, taped=True)
+            step.tapes.append(((values, kinds), tape))
+        if tape is None:
+            for part in slices:
+                self._by_itself(step, values, part, param, grad)
+            return
+        if slices:
+            memory = tape.start([param, grad, *slices[0].leaves])
+            for at, _, leaves in slices:
+                tape.play(memory, [param[at], grad[at], *leaves])
+            leaves = [param, grad, *slices[0].leaves]
+            step.later.update({id(leaves[i]): (leaves[i], memory[new]) for i, new in tape.scalars})
+
+    def _by_itself(
+        self, step: _Step, values: dict[str, Any], part: _Cut, param: Tensor, grad: Tensor, *, taped: bool = False
+    ) -> Tape | None:
+        inputs = [param[part.at], grad[part.at], *part.leaves]
+
+        def run() -> tuple[dict[int, tuple[Tensor, Tensor]], list[Tensor]]:
+            new, state = step.tx.run(inputs[1], part.state, inputs[0], values, **step.extras)
+            outputs = [new, inputs[1], *tree.leaves(state)]
+            return {id(old): (old, new) for old, new in zip(inputs, outputs, strict=True) if old is not new}, outputs
+
+        pairs, tape = record(run, inputs) if taped else (run()[0], None)
+        for old in part.leaves:
+            if not old.ndim and id(old) in pairs:  # the bookkeeping of the whole parameter
+                step.later[id(old)] = pairs.pop(id(old))
+        step.write(pairs.values())
+        return tape
+
+
+_NEW: Any = object()
+
+
+class _Cut(NamedTuple):
+    """Neighbouring entries of a parameter."""
+
+    at: slice
+    state: Tree
+    leaves: list[Tensor]
 
 
 def _only(state: Tree, key: Key) -> Tree:
@@ -190,23 +259,24 @@ class _Gathered:
     def _views(self, node: Tree) -> list[Tensor]:
         return self.layout.fields[0].unpack(node[0], self.layout.shapes)
 
-    def step(self, tx, params, grads, values, extras, later, write) -> None:
-        given = [i for i, key in enumerate(self.keys) if key in grads]
+    def __call__(self, step: _Step) -> None:
+        given = [i for i, key in enumerate(self.keys) if key in step.grads]
         if not given:
             return
-        own = [params[key] for key in self.keys]
+        own = [step.params[key] for key in self.keys]
         some = len(given) < len(own)
         if some:
             self.grads[0].zero_()
         _copy(self.param_views, own)
-        _copy([self.grad_views[i] for i in given], [grads[self.keys[i]] for i in given])
-        new, new_state = tx.run(self.grads, self.state, self.params, values.for_keys(self.keys, self.layout), **extras)
+        _copy([self.grad_views[i] for i in given], [step.grads[self.keys[i]] for i in given])
+        hypers = step.values.for_keys(self.keys, self.layout)
+        new, new_state = step.tx.run(self.grads, self.state, self.params, hypers, **step.extras)
         if some:
-            has_grad = self.layout.numbers({key: key in grads for key in self.keys})
+            has_grad = self.layout.numbers({key: key in step.grads for key in self.keys})
             new_state = self.layout.choose(has_grad, new_state, self.state)
         pairs = _pairs(self.state, new_state)
-        write(pair for number, pair in pairs.items() if number in self.owned)
-        later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
+        step.write(pair for number, pair in pairs.items() if number in self.owned)
+        step.later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
         out = self._views(new)
         _copy([own[i] for i in given], [out[i] for i in given])
 

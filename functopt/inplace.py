@@ -17,7 +17,7 @@ from functopt.combine import ScheduledState, without_counter
 from functopt.param_state import entries
 from functopt.tree import Layout, Tree, is_schedule
 
-__all__ = ["InPlace", "Key", "Values"]
+__all__ = ["InPlace", "Key", "Values", "same"]
 
 Key = Any
 
@@ -49,7 +49,7 @@ class Values:
         out: dict[str, Any] = {}
         for name, values in self.by_name.items():
             first = values[groups[0]]
-            if not isinstance(first, dict) and all(_same(values[group], first) for group in groups[1:]):
+            if not isinstance(first, dict) and all(same(values[group], first) for group in groups[1:]):
                 out[name] = first
             else:
                 different = {key: self.of(name, key) for key in keys}
@@ -67,7 +67,8 @@ class Values:
         return Values({name: [look_up(v) for v in values] for name, values in self.by_name.items()}, self.group_of)
 
 
-def _same(value: Any, other: Any) -> bool:
+def same(value: Any, other: Any) -> bool:
+    """Tell whether two values of a hyper are the same tensor, schedule or number, without looking into tensors."""
     return value is other or (isinstance(value, (float, int)) and isinstance(other, (float, int)) and value == other)
 
 

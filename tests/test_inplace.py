@@ -64,6 +64,7 @@ PIECES = [(1 << 18, 1 << 14), (1, 0), (5, 0), (7, 3), (20, 12)]
 def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", sizes[0])
     monkeypatch.setattr(eager, "SMALL", sizes[1])
+    monkeypatch.setattr(eager, "SAMPLE", 2)
     tx, grads, params = row.make(), make_grads(steps=4), parameters()
     optimizer = StatefulOptimizer(params.items(), tx)
     steps(optimizer, params, grads)
@@ -74,7 +75,7 @@ def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
     kinds = lambda tx: [type(p).__name__ for p in cast(Any, StatefulOptimizer(parameters().items(), tx)._step).pieces]
-    assert kinds(fo.adamw()) == ["_Gathered", *["_Slice"] * 2, *["_Slice"] * 2]  # 3 and 1, then 12 twice
+    assert kinds(fo.adamw()) == ["_Gathered", "_Slices", "_Slices"]  # 3 and 1, then 12 twice
     assert kinds(fo.lamb()) == ["_Gathered", "_Whole", "_Whole"]
     assert kinds(fo.adafactor()) == ["_Whole"] * 4
     assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["_Whole"]  # one piece: the norm comes last
@@ -254,7 +255,7 @@ def test_which_gradients_are_missing_is_data():
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
-    loop = Loop(compile={"backend": counter})
+    loop, first = Loop(compile={"backend": counter}), 0
     for i, missing in enumerate([None, "0.bias", "2.weight", None, "2.bias"]):
 
         def step(model: Any, optimizer: Any, i: int = i, missing: Any = missing) -> None:
@@ -265,8 +266,9 @@ def test_which_gradients_are_missing_is_data():
             optimizer.step()
 
         loop.both(step)
+        first = first or counter.frame_count  # two for float64 in a fresh process: dynamo starts over once
     loop.agree()
-    assert counter.frame_count == 2  # with all, and with some
+    assert counter.frame_count == first + 1  # with all, and with some
 
 
 # Memory
@@ -310,5 +312,5 @@ def test_an_eager_step_holds_little_twice(id: str):
         p.grad = torch.ones(leaf)
     with Live() as live:
         optimizer.step()
-    # what a slice needs on the way (the new averages, the terms of the update), and that of one slice at a time
-    assert 0 < live.peak <= 8 * eager.PIECE * 4 <= leaf.numel() * 4
+    # a few buffers for a slice, one slice at a time, and all that the recorded sample makes
+    assert 0 < live.peak <= 4 * (3 * eager.PIECE + 16 * eager.SAMPLE) <= leaf.numel() * 4

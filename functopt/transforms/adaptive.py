@@ -10,7 +10,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
-from functopt.numerics import accumulator_dtype, sqrt
+from functopt.numerics import accumulator_dtype, once, sqrt
 from functopt.tree import Tree
 
 __all__ = [
@@ -185,6 +185,12 @@ def scale_by_adam(
                 return b * m / (b * w + (1 - b)) + (1 - b) * g / w
             return (b * m + (1 - b) * g) / (w if nesterov == "same_step" else 1.0)
 
+        if not nesterov and _is_zero(eps_root):  # m̂ / (√v̂ + eps) with both weights in one factor
+            groups = tree.scalars(params, mu.weight, nu.weight, eps)
+            factor = tree.map(lambda _, w, v: once(w / sqrt(v)), groups, mu.weight, nu.weight)
+            floor = tree.map(lambda _, w, e: once(w * e), groups, mu.weight, eps)
+            out = tree.map(lambda m, v, a, b: m / (a * sqrt(v) + b), mu.total, nu.total, factor, floor)
+            return out, new_state
         m_hat = tree.map(ahead, updates, mu.total, mu.weight, beta1) if nesterov else mu.mean
         out = tree.map(lambda m, v, e, r: m / (sqrt(v if _is_zero(r) else v + r) + e), m_hat, nu.mean, eps, eps_root)
         return out, new_state

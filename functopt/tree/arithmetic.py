@@ -86,15 +86,27 @@ def norm(tree: Tree) -> Tensor:
 
     Its derivative at zero is 0.
     """
-    squares = map(lambda leaf: leaf.to(accumulator_dtype(leaf.dtype)).square(), tree)
     layout = layout_of(tree)
-    parts = leaves(sums(squares) if layout is None else layout.row_sums(squares))
+    if layout is None:
+        parts = leaves(map(_sum_of_squares, tree))
+    else:
+        parts = leaves(layout.row_sums(map(lambda leaf: leaf.to(accumulator_dtype(leaf.dtype)).square(), tree)))
     if not parts:
         raise ValueError("tree.norm: the tree has no leaves")
     total = parts[0].sum()
     for part in parts[1:]:
         total = total + part.sum()
     return sqrt(total)
+
+
+CHUNK = 1 << 18  # entries that are squared at once, so that the squares stay in the cache
+
+
+def _sum_of_squares(leaf: Tensor) -> Tensor:
+    dtype = accumulator_dtype(leaf.dtype)
+    if torch.compiler.is_compiling() or leaf.numel() <= CHUNK or not leaf.is_contiguous():
+        return leaf.to(dtype).square().sum()
+    return torch.stack([part.to(dtype).square().sum() for part in leaf.view(-1).split(CHUNK)]).sum()
 
 
 def size(tree: Tree) -> int:
