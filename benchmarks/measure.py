@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+PAUSE = 0.05  # seconds
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -16,10 +19,14 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def in_turn(repetition: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Return each contender's figures, taken round robin so that a drift of the machine hits all alike."""
+    """Return each contender's figures, taken round robin so that a drift of the machine hits all alike.
+
+    Threads of the contender before may still be spinning, so each one waits a little first.
+    """
     figures: dict[str, list[float]] = {name: [] for name in repetition}
     for i in range(warm_up + repeats):
         for name, measure in repetition.items():
+            time.sleep(PAUSE)
             figure = measure()
             if i >= warm_up:
                 figures[name].append(figure)
