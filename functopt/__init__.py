@@ -14,6 +14,7 @@ from functopt.base import Transform, apply_updates, link, state_class
 from functopt.combine import chain, combinator, rename, scheduled, sequence
 from functopt.compile import compile
 from functopt.ema import Ema
+from functopt.groups import bias_and_norm, by_name, no_decay_on_bias_and_norm
 from functopt.optimizers import adafactor, adam, adamw, lamb, larc, lion, nadam, qhadam, radam, ranger, rmsprop, sgd
 from functopt.schedules import (
     constant_schedule,
@@ -31,6 +32,7 @@ from functopt.schedules import (
 )
 from functopt.stateful import StatefulOptimizer
 from functopt.sweep import Batches, SweepResult, choice, grid, log_uniform, sweep, uniform
+from functopt.torch_state import from_torch_state_dict, to_torch_state_dict
 from functopt.transforms.adaptive import (
     scale_by_adam,
     scale_by_nadam,
@@ -66,6 +68,8 @@ __all__ = [
     "add_decayed_weights",
     "apply_updates",
     "average_params",
+    "bias_and_norm",
+    "by_name",
     "chain",
     "choice",
     "clip",
@@ -81,6 +85,7 @@ __all__ = [
     "exponential_decay",
     "exponential_schedule",
     "flatten",
+    "from_torch_state_dict",
     "grid",
     "identity",
     "join",
@@ -94,6 +99,7 @@ __all__ = [
     "lookahead",
     "nadam",
     "nn",
+    "no_decay_on_bias_and_norm",
     "pack",
     "polynomial_schedule",
     "power_schedule",
@@ -125,6 +131,7 @@ __all__ = [
     "stacked",
     "state_class",
     "sweep",
+    "to_torch_state_dict",
     "trace",
     "tree",
     "uniform",

@@ -7,6 +7,7 @@ its own for every parameter, and is updated in place too. Parameters are known b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from torch import Tensor
@@ -29,13 +30,18 @@ class Values:
         by_name: for each hyper its value in every group of parameters: a number, a 0-d tensor, a schedule, or a dict of
             those by key.
         group_of: the number of every parameter's group.
+        spared: the parameters whose weight decay is 0, whatever their group's.
     """
 
-    def __init__(self, by_name: Mapping[str, Sequence[Any]], group_of: Mapping[Key, int]) -> None:
-        self.by_name, self.group_of = by_name, group_of
+    def __init__(
+        self, by_name: Mapping[str, Sequence[Any]], group_of: Mapping[Key, int], spared: AbstractSet[Key] = frozenset()
+    ) -> None:
+        self.by_name, self.group_of, self.spared = by_name, group_of, spared
 
     def of(self, name: str, key: Key) -> Any:
         """Return the value of a hyper for one parameter."""
+        if name == "weight_decay" and key in self.spared:
+            return 0.0
         value = self.by_name[name][self.group_of[key]]
         if not isinstance(value, dict):
             return value
@@ -49,7 +55,8 @@ class Values:
         out: dict[str, Any] = {}
         for name, values in self.by_name.items():
             first = values[groups[0]]
-            if not isinstance(first, dict) and all(same(values[group], first) for group in groups[1:]):
+            spared = name == "weight_decay" and not self.spared.isdisjoint(keys)
+            if not (spared or isinstance(first, dict)) and all(same(values[group], first) for group in groups[1:]):
                 out[name] = first
             else:
                 different = {key: self.of(name, key) for key in keys}
@@ -64,7 +71,8 @@ class Values:
                 return {key: look_up(below) for key, below in value.items()}
             return value(step) if is_schedule(value) else value
 
-        return Values({name: [look_up(v) for v in values] for name, values in self.by_name.items()}, self.group_of)
+        by_name = {name: [look_up(v) for v in values] for name, values in self.by_name.items()}
+        return Values(by_name, self.group_of, self.spared)
 
 
 def same(value: Any, other: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import optree
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
+from functopt.control import MARKS, GroupControl, as_groups
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
 from functopt.hypers import check_hyper, show, unknown_hyper
@@ -22,11 +24,15 @@ __all__ = ["StatefulOptimizer"]
 
 # What a group may hold beside the optimizer's own hypers; most of it is put there by torch's LR schedulers.
 _OTHER_KEYS = {
-    "params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum",
+    "params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "steps",
 }  # fmt: skip
 
+# How a state_dict calls what belongs to all parameters. Every parameter has it, as only what belongs to a parameter
+# goes through torch.distributed.checkpoint.
+_SHARED = "shared."
 
-class StatefulOptimizer(torch.optim.Optimizer):
+
+class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
     """Train a module's parameters in place with a functional optimizer: a real ``torch.optim.Optimizer``.
 
     ``step`` is ``tx.update`` on the tree of the parameters that have a gradient, written back into them. The tree is a
@@ -45,10 +51,15 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     A parameter whose ``.grad`` is None at a step is left untouched, its state included: every parameter has its own
     bookkeeping (the weights of its averages), as in torch. Counters that belong to the optimizer as a whole (those of
-    schedules and lookahead) count every step at which some parameter has a gradient.
+    schedules and lookahead) count every step at which some parameter has a gradient, and ``param_groups[i]["steps"]``
+    those at which some parameter of the group has.
+
+    It has the methods of fastai's optimizers too (:class:`GroupControl <functopt.control.GroupControl>`): hypers for
+    all groups at once, freezing, and ``state[p]["do_wd"] = False``.
 
     Args:
-        params: parameters, named parameters, or dicts of a group's ``params`` and hypers.
+        params: parameters, named parameters, dicts of a group's ``params`` and hypers, or lists of parameters, one for
+            each group.
         tx: the optimizer.
         compile: compile the step; a dict has options for ``torch.compile``.
         **hypers: defaults that take the place of those of ``tx``.
@@ -61,6 +72,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
     >>> optimizer = StatefulOptimizer(model.parameters(), fo.adamw(), lr=3e-4)
     """
 
+    param_groups: list[dict[str, Any]]
+
     tx: Transform  # as given, with the defaults of the optimizer
     _inner: InPlace = None  # with the state  # pyright: ignore[reportAssignmentType]
     _step: EagerStep | CompiledStep
@@ -69,11 +82,13 @@ class StatefulOptimizer(torch.optim.Optimizer):
         if not isinstance(tx, Transform):
             hint = "; call it to make one" if callable(tx) else ""
             raise TypeError(f"StatefulOptimizer: tx is a {type(tx).__name__}, expected a Transform{hint}")
-        self.tx = tx.with_hypers(**_Group(hypers))
-        self._compile = compile
-        super().__init__(params, dict(self.tx.hypers))
+        later = {name: value for name, value in hypers.items() if isinstance(value, (slice, list))}
+        self.tx = tx.with_hypers(**_Group({name: value for name, value in hypers.items() if name not in later}))
+        self._compile, self._marks = compile, {}
+        super().__init__(as_groups(params), dict(self.tx.hypers))
         if {"beta1", "beta2"} <= self.defaults.keys():  # OneCycleLR and CyclicLR look for it
             self.defaults["betas"] = (self.defaults["beta1"], self.defaults["beta2"])
+        self.set_hypers(**later)
         self._include(set())
 
     # Parameters and groups
@@ -90,7 +105,21 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def _values(self) -> Values:
         """Return the hypers in force."""
         by_name = {name: [group[name] for group in self.param_groups] for name in self.tx.hypers}
-        return Values(by_name, self._group_of)
+        marks = self._marks.items()
+        return Values(by_name, self._group_of, {key for key, own in marks if not own.get("do_wd", True)})
+
+    def _hyper_names(self) -> list[str]:
+        return list(self.tx.hypers)
+
+    def _check_hyper(self, name: str, value: Any) -> None:
+        counted = self._inner is None or self._inner.tx._counts_steps
+        check_hyper("StatefulOptimizer", name, value, schedules=counted)
+
+    def _marks_of(self, param: Tensor) -> dict[str, bool]:
+        for key, own, _ in self._items():
+            if own is param:
+                return self._marks.setdefault(key, {})
+        raise KeyError("StatefulOptimizer: the parameter does not belong to this optimizer")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with hypers of its own; the state of the others stays as it is.
@@ -113,8 +142,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         for name, default in self.tx.hypers.items():
             # copied, because LR schedulers write into tensors: neither the defaults nor another group may change
             group[name] = _copied(group.get(name, default))
-            counted = self._inner is None or self._inner.tx._counts_steps
-            check_hyper("StatefulOptimizer", name, group[name], schedules=counted)
+            self._check_hyper(name, group[name])
+        group.setdefault("steps", 0)
         if not isinstance(group["params"], (Tensor, set)):
             group["params"] = list(group["params"])
             _check_unique(group["params"])
@@ -161,7 +190,8 @@ class StatefulOptimizer(torch.optim.Optimizer):
         """Take one step for the parameters that have a gradient.
 
         Args:
-            closure: computes the loss anew and its gradients. Its loss is the extra ``value``.
+            closure: computes the loss anew and its gradients. Its loss is the extra ``value``; the extra ``value_fn``
+                is the loss as a function of a tree of parameters, for links that search along a line.
             **extras: handed to ``tx.update``, for links that need more than gradients.
 
         Returns:
@@ -177,16 +207,53 @@ class StatefulOptimizer(torch.optim.Optimizer):
                 loss = closure()
             if isinstance(loss, Tensor):
                 extras.setdefault("value", loss.detach())
+            extras.setdefault("value_fn", self._value_fn(closure))
         for group in self.param_groups:
             for name in self.tx.hypers:
-                check_hyper("StatefulOptimizer", name, group[name], schedules=self._inner.tx._counts_steps)
+                self._check_hyper(name, group[name])
         params = {key: param for key, param, _ in self._items()}
         grads = {key: _dense(param.grad, key) for key, param in params.items() if param.grad is not None}
         if grads:
             # not update: torch has made sure that gradients fit, and the hypers are checked above, once for each group
             with torch.no_grad():
                 self._step(params, grads, self._values(), extras)
+        for group in self.param_groups:
+            group["steps"] += any(param.grad is not None for param in group["params"])
         return loss
+
+    def _value_fn(self, closure: Callable[[], Any]) -> Callable[[Any], Any]:
+        """Return the loss as a function of parameters; those of the optimizer, and their gradients, stay."""
+
+        def value_fn(values: Any) -> Any:
+            params = {key: param for key, param, _ in self._items()}
+            before = {key: (param.detach().clone(), param.grad) for key, param in params.items()}
+            try:
+                for key, value in tree.unpack(values).items():
+                    params[key].copy_(value)
+                for param in params.values():
+                    param.grad = None
+                with torch.enable_grad():
+                    return closure().detach()
+            finally:
+                for key, param in params.items():
+                    param.copy_(before[key][0])
+                    param.grad = before[key][1]
+
+        return value_fn
+
+    def clear_state(self) -> None:
+        """Make the state what it was before the first step; parameters, hypers and marks stay."""
+        self._start_anew({key for key, _, _ in self._items()} | {SHARED})
+        for group in self.param_groups:
+            group["steps"] = 0
+
+    @torch.no_grad()
+    def _start_anew(self, owners: AbstractSet[Any]) -> None:
+        params = {key: param for key, param, _ in self._items()}
+        fresh = InPlace(self.tx, self._values(), params).entries()
+        for (owner, name), leaf in self._inner.entries().items():
+            if owner in owners:
+                leaf.copy_(fresh[owner, name])
 
     # State
 
@@ -194,12 +261,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
     def state(self) -> dict[Any, dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state of every parameter, by names such as ``"mu.total"``; what is common to all is under ``"shared"``.
 
-        It is put together anew whenever it is read, so assigning to it changes nothing.
+        It is put together anew whenever it is read, so assigning to it changes nothing but the marks of a parameter:
+        ``state[p]["do_wd"] = False`` and ``state[p]["force_train"] = True``.
         """
         params = {key: param for key, param, _ in self._items()}
-        view: dict[Any, dict[str, Tensor]] = {param: {} for param in params.values()}
+        view: dict[Any, dict[str, Any]] = {param: _ParamState(self._marks, key) for key, param in params.items()}
         for (key, name), leaf in self._inner.entries().items():
-            view.setdefault("shared" if key is SHARED else params[key], {})[name] = leaf
+            own = view.setdefault("shared", {}) if key is SHARED else view[params[key]]
+            dict.__setitem__(own, name, leaf)
         return view
 
     @state.setter
@@ -208,17 +277,22 @@ class StatefulOptimizer(torch.optim.Optimizer):
             raise AttributeError("StatefulOptimizer: state is only a view; to change it use load_state_dict")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the state, and the groups, as ``torch.optim.Optimizer.state_dict`` does."""
+        """Return a copy of the state, and the groups, as ``torch.optim.Optimizer.state_dict`` does.
+
+        Every parameter has its own tensors there, what is common to all (as ``"shared.count"``), and its marks.
+        """
         saved = super().state_dict()
-        return {**saved, "state": tree.map(lambda leaf: leaf.clone(), saved["state"])}
+        shared = {_SHARED + name: leaf for name, leaf in saved["state"].pop("shared", {}).items()}
+        state = {i: {**own, **shared} for i, own in saved["state"].items() if own or shared}
+        return {**saved, "state": tree.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; training goes on bit for bit.
 
         Parameters are matched by name, group by group, if both sides have names, otherwise by their order. Tensors are
-        copied to the device and dtype of the state here. As with torch's optimizers, make LR schedulers first: they set
-        the learning rate when they are made.
+        copied to the device and dtype of the state here. A parameter of which nothing was saved starts anew. As with
+        torch's optimizers, make LR schedulers first: they set the learning rate when they are made.
 
         Raises:
             ValueError: groups, names, hypers, entries or shapes do not match. Nothing is changed then.
@@ -232,11 +306,36 @@ class StatefulOptimizer(torch.optim.Optimizer):
             raise ValueError(f"load_state_dict: groups of {saved_sizes} parameters do not match those here, {sizes}")
         groups = [self._loaded(*pair) for pair in zip(self.param_groups, saved_groups, strict=True)]
         ids = [i for pair in zip(self.param_groups, saved_groups, strict=True) for i in _saved_ids(*pair)]
-        owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)} | {SHARED: "shared"}
-        saved = {(i, name): value for i, own in state_dict["state"].items() for name, value in own.items()}
+        owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)}
+        marks, values, anew = self._found(state_dict["state"], owners)
+        self._start_anew(anew)
+        for leaf, value in values:
+            leaf.copy_(value)
+        self._marks = marks
+        self.param_groups = groups
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def _found(
+        self, saved_state: Mapping[Any, Mapping[str, Any]], owners: Mapping[Any, Any]
+    ) -> tuple[dict[Any, dict[str, bool]], list[tuple[Tensor, Tensor]], set[Any]]:
+        """Return the marks in a saved state, which tensor goes where, and whose state is not there at all."""
+        shared, saved, marks = {}, {}, {}
+        for key, i in owners.items():
+            own = saved_state.get(i, {})
+            marks[key] = {name: bool(own[name]) for name in MARKS if name in own}
+            for name, value in own.items():
+                if name.startswith(_SHARED):
+                    shared[name.removeprefix(_SHARED)] = value
+                elif name not in MARKS:
+                    saved[key, name] = value
+        saved |= {(SHARED, name): value for name, value in shared.items()}
+        anew = {*owners, SHARED} - {key for key, _ in saved}
         values = []
         for (key, name), leaf in self._inner.entries().items():
-            value = saved.pop((owners[key], name), None)
+            if key in anew:
+                continue
+            value = saved.pop((key, name), None)
             if not isinstance(value, Tensor) or value.shape != leaf.shape:
                 whose = "the optimizer" if key is SHARED else f"parameter {key!r}"
                 got = f"one of shape {list(value.shape)}" if isinstance(value, Tensor) else "none"
@@ -245,14 +344,12 @@ class StatefulOptimizer(torch.optim.Optimizer):
                     f"{got}. Was it made by another optimizer?"
                 )
             values.append((leaf, value))
-        if saved:
-            extra = sorted({name for _, name in saved})
-            raise ValueError(f"load_state_dict: nothing here is called {extra}. Was it made by another optimizer?")
-        for leaf, value in values:
-            leaf.copy_(value)
-        self.param_groups = groups
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        unknown = {str(i) for i in saved_state if i not in owners.values()} | {name for _, name in saved}
+        if unknown:
+            raise ValueError(
+                f"load_state_dict: nothing here is called {sorted(unknown)}. Was it made by another optimizer?"
+            )
+        return {key: own for key, own in marks.items() if own}, values, anew
 
     def _loaded(self, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
         """Return a group with the hypers of a saved one."""
@@ -264,12 +361,14 @@ class StatefulOptimizer(torch.optim.Optimizer):
         return _Group({**group, **copy.deepcopy(loaded)})
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "tx": self.tx, "_compile": self._compile, "saved": self.state_dict()}
+        own = {"tx": self.tx, "_compile": self._compile, "frozen_idx": self.frozen_idx, "saved": self.state_dict()}
+        state = {**super().__getstate__(), **own}
         del state["state"]  # a view; saved has it
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("saved")
+        self._marks = {}
         super().__setstate__(state)
         self._include(set())
         self.load_state_dict(saved)
@@ -280,6 +379,33 @@ class StatefulOptimizer(torch.optim.Optimizer):
             hypers = ", ".join(f"{name}={show(group[name])}" for name in self.tx.hypers)
             lines.append(f"  group {i}: {len(group['params'])} parameters, {hypers}")
         return "\n".join([*lines, ")"])
+
+
+class _ParamState(dict):
+    """The tensors and marks of one parameter. What is assigned to a tensor is copied into it."""
+
+    def __init__(self, marks: dict[Any, dict[str, bool]], key: Any) -> None:
+        super().__init__(marks.get(key, {}))
+        self._all, self._key = marks, key
+
+    @torch.no_grad()
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in MARKS:
+            super().__setitem__(name, bool(value))
+            self._all.setdefault(self._key, {})[name] = bool(value)
+            return
+        here = self.get(name)
+        if here is None or not isinstance(value, Tensor) or value.shape != here.shape:
+            shape = "" if here is None else f" but to a tensor of shape {list(here.shape)}"
+            raise KeyError(
+                f"StatefulOptimizer: {name!r} cannot be set{shape}: state[p] has the entries of the optimizer, and the "
+                f"marks {list(MARKS)}."
+            )
+        if value is not here:  # Lightning assigns what it has moved to a device, which mostly is what there was
+            here.copy_(value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a copy is no view
 
 
 class _Group(dict):

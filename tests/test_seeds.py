@@ -23,9 +23,9 @@ SPEC = json.loads(Path(STEM + ".json").read_text())
 ARRAYS = np.load(STEM + ".npz")
 RTOL, ATOL = 1e-9, 1e-12
 
-# Groups, set_hypers, freezing and state_dict are not trajectories of one optimizer; another suite covers them.
-LATER = ("B/groups/", "B/freeze/", "B/set_hypers/", "B/state_dict/")
-CASES = [case for case in SPEC["cases"] if not case["name"].startswith(LATER)]
+# Groups, set_hypers, freezing and state_dict are in test_seeds_groups.py.
+GROUPS = ("B/groups/", "B/freeze/", "B/set_hypers/", "B/state_dict/")
+CASES = [case for case in SPEC["cases"] if not case["name"].startswith(GROUPS)]
 TRAJECTORIES = [case for case in CASES if "data" in case]
 
 
@@ -70,7 +70,7 @@ def article(family: str, h: dict) -> fo.Transform:
 
 def fastai(case: dict) -> fo.Transform:
     """Section B: fastai's library, whose decay runs before the step."""
-    (h,), given = case["resolved"], case["given"]
+    h, given = case["resolved"][0], case["given"]
     decoupled = given.get("decouple_wd", True)
     no_decay = {leaf for leaf, marks in case.get("marks", {}).items() if marks.get("do_wd") is False}
     mask = {leaf: leaf not in no_decay for leaf in SPEC["data"][case["data"]]["shapes"]} if no_decay else None

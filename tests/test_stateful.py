@@ -163,9 +163,9 @@ def test_missing_gradients_step_by_step(pair):
             params = dict(model.named_parameters())
             ours = isinstance(optimizer, StatefulOptimizer)
             left = {name: p for name, p in params.items() if step in missing[name] and ours}
-            before = copy.deepcopy({name: (p, optimizer.state[p]) for name, p in left.items()})
+            before = copy.deepcopy({name: (p, {**optimizer.state[p]}) for name, p in left.items()})
             optimizer.step()
-            assert same(before, {name: (p, optimizer.state[p]) for name, p in left.items()})
+            assert same(before, {name: (p, {**optimizer.state[p]}) for name, p in left.items()})
         params_close(*models)
 
 
