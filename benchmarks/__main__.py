@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ["updates", "compiling", "recompiles", "sweeps", "memory"]
+SECTIONS = ["updates", "compiling", "recompiles", "sweeps", "memory", "overhead"]
 
 
 def parse(arguments: list[str] | None = None) -> Any:

@@ -172,6 +172,7 @@ def _out_variant(func: Any) -> Any:
 
 
 _FILLED = {torch.ops.aten.new_full, torch.ops.aten.new_zeros, torch.ops.aten.new_ones}
+_SAME = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 
 
 class _Facts(NamedTuple):
@@ -197,6 +198,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.inputs = len(inputs)
         self.values: list[Any] = [*inputs]  # keeps them alive, so that an id stands for one tensor
+        self.kept: list[Tensor] = []  # other names of values
         self.number = {id(x): i for i, x in enumerate(inputs)}
         self.results: set[int] = set()
         self.ops: list[_Noted] = []
@@ -221,6 +223,10 @@ class _Recorder(TorchDispatchMode):
             self._number_of(out)  # a constant, whatever the tensor that it takes dtype and device from holds
             return True
         numbers = [self._number_of(value) for value in args]
+        if func in _SAME and numbers[0] >= 0:
+            self.number[id(out)] = numbers[0]
+            self.kept.append(out)
+            return True
         if -1 in numbers:
             return False
         tensors = [i for i, value in zip(numbers, args, strict=True) if isinstance(value, Tensor)]

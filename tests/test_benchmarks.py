@@ -57,6 +57,12 @@ def test_recompiles_counts_none_for_the_functional_form(tmp_path):
     assert [line["reached"] for line in result["targets"]] == [True]
 
 
+def test_the_time_outside_the_optimizer_is_measured(tmp_path):
+    result = quick(tmp_path, "--only", "overhead")
+    (row,) = result["rows"]
+    assert 0 < row["outside"]["median"] < row["whole"]["median"]
+
+
 def test_memory_of_a_step_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.memory.COPIES", {"adamw": 4})
     # A for-loop's temporaries are as large as the largest tensor; a fused update has none.

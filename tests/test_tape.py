@@ -1,0 +1,186 @@
+"""Tapes: what is played back is what the function would have computed, and what cannot be is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import functopt as fo
+from functopt import eager
+from functopt.tape import Tape, record
+
+Step = Callable[..., Any]
+
+
+def draw(seed: int, size: int, dtypes: list[torch.dtype]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(size, generator=generator, dtype=torch.float64).to(dtype) + 0.5 for dtype in dtypes]
+
+
+def taped(f: Step, slots: int = 3, dtype: torch.dtype = torch.float32, scalars: int = 0) -> Tape | None:
+    """Record a function on one slice, and check its tape on two others of other sizes."""
+    zero_d = [torch.tensor(0.5 + i) for i in range(scalars)]
+    inputs = [*draw(0, 8, [dtype] * slots), *zero_d]
+    result, tape = record(lambda: ("result", f(*inputs)), inputs)
+    assert result == "result"
+    if tape is None:
+        return None
+    for size in (5, 8, 13):
+        inputs = [*draw(size, size, [dtype] * slots), *[t.clone() for t in zero_d]]
+        want = [t.clone() for t in f(*[t.clone() for t in inputs])]
+        memory = tape.start(inputs)
+        tape.play(memory, inputs)
+        got = list(inputs)
+        for i, new in tape.scalars:
+            got[i] = memory[new]
+        for x, y in zip(got, want, strict=True):
+            assert torch.equal(x, y)
+    return tape
+
+
+def test_intermediate_results_take_turns_and_new_values_go_where_the_old_ones_are():
+    def f(p, g, m):
+        new_m = torch.lerp(m, g, 0.1)
+        return p - 0.1 * (new_m.square() + 1.0).sqrt() / (new_m + 2.0), g, new_m
+
+    tape = taped(f)
+    assert tape is not None
+    assert len(tape.buffers) == 2
+    assert not tape.copies
+    assert {op.to for op in tape.ops} == {0, 2, *tape.buffers}
+
+
+def test_an_old_value_is_kept_as_long_as_it_is_read():
+    tape = taped(lambda p, g, m: (p + (m + g) * m, g, m + g))
+    assert tape is not None
+    assert len(tape.copies) == 1  # the new m is used, but the old one too
+
+
+def test_values_that_move():
+    assert taped(lambda p, g, m: (p - m, g, g)) is not None  # a memory of the last gradient
+    assert taped(lambda p, a, b: (p * 2, p, a)) is not None  # a history: each goes one place on
+    assert taped(lambda p, a, b: (p, b, a)) is not None  # two change places
+    assert taped(lambda p, a, b: (a, a, a + b)) is not None
+    assert taped(lambda p, a, b: (p, new := a * b, new)) is not None
+
+
+def test_what_is_computed_twice_is_computed_once():
+    tape = taped(lambda p, g, m: ((p - 0.5 * g) * 2, g, (p - 0.5 * g) + m))
+    assert tape is not None
+    assert len(tape.ops) == 4
+    tape = taped(lambda p, g, m: (p * 2, g, p * 2.0 + p * 3))
+    assert tape is not None
+    assert len(tape.ops) == 4  # 2 and 2.0 are not the same number to torch: dtypes depend on it
+
+
+def test_numbers_of_the_whole_parameter_are_computed_apart():
+    def f(p, g, weight, beta):
+        weight = beta * weight + (1 - beta) * torch.ones(())
+        return p - g / weight.sqrt(), g, weight, beta
+
+    tape = taped(f, slots=2, scalars=2)
+    assert tape is not None
+    assert len(tape.ops) == 2
+    assert [i for i, _ in tape.scalars] == [2]
+
+
+def test_writing_in_place_into_what_the_function_made():
+    assert taped(lambda p, g, m: (p - (g * 2).add_(m).mul_(3), g, m)) is not None
+
+    def twice(p, g, m):
+        x = p * 2
+        y = x + 1
+        x.add_(1)  # so x and x + 1 are not what they were
+        return y * x, g, p * 2 + (x + 1)
+
+    assert taped(twice) is not None
+
+
+def test_other_dtypes_on_the_way():
+    tape = taped(lambda p, g, m: ((p.float() - 0.1 * g.float()).to(p.dtype), g, m), dtype=torch.bfloat16)
+    assert tape is not None
+    assert {*tape.buffers.values()} <= {torch.float32, torch.bfloat16}
+    assert taped(lambda p, g, m: (torch.where(p > g, m, p), g, m)) is not None
+    assert taped(lambda p, g, m: ((p * g).detach() + m, g, m.detach())) is not None
+
+
+OWN = torch.arange(8.0)
+
+IMPOSSIBLE: dict[str, Step] = {
+    "a number that is read": lambda p, g, m: (p * float(g[0]), g, m),
+    "a sum over the slice": lambda p, g, m: (p - g.sum(), g, m),
+    "a shape": lambda p, g, m: (p - torch.ones(p.shape), g, m),
+    "a view": lambda p, g, m: (p - g.view(2, 4).flatten(), g, m),
+    "an input that is overwritten": lambda p, g, m: (p.add_(g), g, m),
+    "something of its own for every entry": lambda p, g, m: (p + OWN, g, m),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_what_cannot_be_played_back(what: str):
+    assert taped(IMPOSSIBLE[what]) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_program(data):
+    """Random programs of pointwise operations, some in place, whose outputs are drawn among all they have computed."""
+    program = data.draw(
+        st.lists(st.tuples(st.sampled_from(["add", "mul", "lerp", "sqrt", "where", "neg_"]), *[st.integers(0, 30)] * 2),
+                 min_size=1, max_size=12)
+    )  # fmt: skip
+    outputs = data.draw(st.tuples(*[st.integers(0, 30)] * 3))
+
+    def f(*inputs):
+        known = list(inputs)
+        for name, i, j in program:
+            a, b = known[i % len(known)], known[j % len(known)]
+            if name == "neg_":
+                if i % len(known) >= 3:
+                    a.neg_()
+                continue
+            known.append(
+                {
+                    "add": lambda a=a, b=b: a + b,
+                    "mul": lambda a=a, b=b: a * b,
+                    "lerp": lambda a=a, b=b: torch.lerp(a, b, 0.25),
+                    "sqrt": lambda a=a, b=b: (a * a).sqrt(),
+                    "where": lambda a=a, b=b: torch.where(a > b, a, b),
+                }[name]()
+            )
+        return [known[i % len(known)] for i in outputs]
+
+    assert taped(f) is not None
+
+
+def test_a_step_of_many_slices_is_recorded_once_for_each_setting(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "PIECE", 64)
+    monkeypatch.setattr(eager, "SMALL", 8)
+    monkeypatch.setattr(eager, "SAMPLE", 16)
+    seen: list[int] = []
+
+    @fo.link(scope="element")
+    def watched(lr=0.1):
+        def transform(updates, state, params, lr):
+            seen.append(updates.numel())
+            return fo.tree.map(lambda u, lr: -lr * u, updates, lr), state
+
+        return transform
+
+    params = [torch.nn.Parameter(torch.ones(200)) for _ in range(3)]
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.2}]
+    optimizer = fo.StatefulOptimizer(groups, watched())
+    for p in params:
+        p.grad = torch.ones(200)
+    optimizer.step()
+    assert seen == [16, 16]  # one sample for each learning rate
+    assert [float(p.detach().unique()) for p in params] == pytest.approx([0.9, 0.9, 0.8])
+    optimizer.param_groups[0]["lr"] = 0.3
+    optimizer.step()
+    assert [float(p.detach().unique()) for p in params] == pytest.approx([0.6, 0.6, 0.6])
