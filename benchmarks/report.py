@@ -62,7 +62,7 @@ def figure(path: Path, rows: int, columns: int, width: float = 4.5, height: floa
         ax.tick_params(labelsize=7)
         ax.set_visible(ax.has_data())
     picture.tight_layout()
-    picture.savefig(path, dpi=110)
+    picture.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(picture)
 
 
