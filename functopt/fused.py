@@ -40,7 +40,8 @@ class CompiledStep:
         if owner.packed:
             self.params = owner.layout.pack({key: param.detach() for key, param in params.items()})
             self.grads = owner.layout.zeros()
-            self.param_views: Mapping[Key, Tensor] = tree.unpack(self.params)
+            views = tree.unpack(self.params)
+            self.param_views: Mapping[Key, Tensor] = {key: _with_own_storage(view) for key, view in views.items()}
             self.grad_views: Mapping[Key, Tensor] = tree.unpack(self.grads)
             self._adopt(params)
             me: weakref.ref[CompiledStep] = weakref.ref(self)
@@ -95,6 +96,16 @@ class CompiledStep:
             elif grad.data_ptr() != view.data_ptr() or grad.stride() != view.stride():
                 view.copy_(grad)
                 params[key].grad = view
+
+
+def _with_own_storage(view: Tensor) -> Tensor:
+    """Return the same memory as a tensor whose storage is that and no more.
+
+    A parameter is then saved without the rest of the buffer, and whatever looks for shared weights by their storage, as
+    safetensors and Accelerate do when they save, does not take all parameters for one.
+    """
+    real = type(view) is Tensor and view.device.type in ("cpu", "cuda")  # neither meta nor fake
+    return torch.from_dlpack(view) if real else view
 
 
 def _update(tx: Transform, owner: InPlace) -> Callable[..., tuple[Tree, Tree]]:
