@@ -11,9 +11,11 @@ An optimizer is a pair of pure functions over pytrees, and its hyper-parameters 
 
 from functopt import nn, tree
 from functopt.base import Transform, apply_updates, link, state_class
+from functopt.checkpoint import save
 from functopt.combine import chain, combinator, rename, scheduled, sequence
 from functopt.compile import compile
 from functopt.ema import Ema
+from functopt.from_torch import from_torch
 from functopt.groups import bias_and_norm, by_name, no_decay_on_bias_and_norm
 from functopt.optimizers import adafactor, adam, adamw, lamb, larc, lion, nadam, qhadam, radam, ranger, rmsprop, sgd
 from functopt.schedules import (
@@ -85,6 +87,7 @@ __all__ = [
     "exponential_decay",
     "exponential_schedule",
     "flatten",
+    "from_torch",
     "from_torch_state_dict",
     "grid",
     "identity",
@@ -109,6 +112,7 @@ __all__ = [
     "ravel",
     "rename",
     "rmsprop",
+    "save",
     "scale",
     "scale_by_adam",
     "scale_by_factored_rms",

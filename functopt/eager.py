@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from functopt import tree
-from functopt.base import Transform
+from functopt.base import Scope, Transform
 from functopt.combine import split_chain
 from functopt.compile import keep_freed_memory
 from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
+from functopt.sharded import assign, is_sharded, storage
 from functopt.tape import Tape, record
 from functopt.tree import Tree
 
-__all__ = ["EagerStep"]
+__all__ = ["EagerStep", "shows_gaps"]
 
 PIECE = 1 << 19  # entries worked on at once: few enough for what a step computes on the way to stay in the cache
 ELSEWHERE = 1 << 22  # the same where starting an operation costs more, as on a GPU
@@ -43,9 +44,26 @@ class _Step(NamedTuple):
     def write(self, pairs: Pairs) -> None:
         """Put new tensors where the old ones are."""
         # an entry may move to another place, as in a history of gradients: all is read before anything is written
-        settled = [(old, new.clone() if new.untyped_storage()._cdata in self.memory else new) for old, new in pairs]
+        settled = [(old, new.clone() if storage(new) in self.memory else new) for old, new in pairs]
         for old, new in settled:
-            old.copy_(new)
+            assign(old, new)
+
+
+def shows_gaps(tx: Transform) -> bool:
+    """Tell whether it matters that packed, what has no gradient takes part with zeros.
+
+    It does to a norm of all updates, unless it is the first link, which sees the zeros themselves.
+    """
+    split = split_chain(tx, "element", "leaf")
+    return bool(tx.links_beyond("element", "leaf")) and (split is None or split[0] > 1)
+
+
+class _Route(NamedTuple):
+    """How a step is done: what comes before, with its state, and then the rest piece by piece."""
+
+    head: tuple[Transform, Tree] | None
+    tx: Transform
+    pieces: list[_Piece]
 
 
 class EagerStep:
@@ -59,42 +77,53 @@ class EagerStep:
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
         self.owner = owner
         keep_freed_memory()
+        self.memory = {storage(leaf) for leaf in tree.leaves(owner.state)}
         tx, state, _ = owner.at_step(Values({}, {}))
-        self.head: tuple[Transform, Tree] | None = None
-        self.pieces: list[_Piece] = []
-        self.memory = {leaf.untyped_storage()._cdata for leaf in tree.leaves(owner.state)}
-        if owner.packed and len(owner.layout.fields) == 1 and owner.layout.size <= PIECE:
-            self.pieces = [_Gathered(owner, state, 0, 0, len(params))]
-        elif not tx.links_beyond("element", "leaf", "matrix"):
-            self.pieces = self._pieces(tx, state, params)
-        elif (split := split_chain(tx, "element", "leaf", "matrix")) is not None:
-            count, ahead, tx = split
-            self.head = ahead, tree.unpack(state[:count])
-            self.pieces = self._pieces(tx, state[count:], params)
+        small = owner.packed and len(owner.layout.fields) == 1 and owner.layout.size <= PIECE
+        if small and not (owner.on_shards and tx.links_beyond("element")):
+            self.route = _Route(None, tx, [_Gathered(owner, state, 0, 0, len(params))])
         else:
-            self.pieces = [_Whole(owner, tree.unpack(state), [*params])]
-        self.tx = tx
+            self.route = self._piecewise(params)
+        self.with_gaps: _Route | None = None if small and shows_gaps(tx) else self.route
 
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient."""
         _, _, values = self.owner.at_step(values)
-        step = _Step(self.tx, params, grads, values, extras, {}, [], self.memory)
-        if self.head is not None:
-            ahead, state = self.head
+        route = self.route
+        if len(grads) < len(params):
+            route = self.with_gaps = self.with_gaps or self._piecewise(params)
+        step = _Step(route.tx, params, grads, values, extras, {}, [], self.memory)
+        if route.head is not None:
+            ahead, state = route.head
             state = select(state, self.owner.keys, grads.keys())
             hypers = values.for_keys([*grads])
             grads, new = ahead._transform(dict(grads), state, {key: params[key] for key in grads}, hypers, **extras)
             step.write(_pairs(state, new).values())
             step = step._replace(grads=grads)
-        for piece in self.pieces:
+        if self.owner.on_shards:
+            step = step._replace(params=self.owner.here(params), grads=self.owner.here(grads))
+        for piece in route.pieces:
             piece(step)
         step.write(step.later.values())
         self.owner.count_step()
+
+    def _piecewise(self, params: Mapping[Key, Tensor]) -> _Route:
+        owner = self.owner
+        tx, state, _ = owner.at_step(Values({}, {}))
+        scopes: tuple[Scope, ...] = ("element",) if owner.on_shards else ("element", "leaf", "matrix")
+        if not tx.links_beyond(*scopes):
+            return _Route(None, tx, self._pieces(tx, state, params))
+        split = split_chain(tx, *scopes)
+        if split is None:
+            return _Route(None, tx, [_Whole(owner, tree.unpack(state), [*params])])
+        count, ahead, tx = split
+        return _Route((ahead, owner.whole(state[:count])), tx, self._pieces(tx, state[count:], params))
 
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor]) -> list[_Piece]:
         owner, by_key = self.owner, tree.unpack(state)
         keys = {i: key for key, i in owner.layout.positions.items()}
         elementwise = not tx.links_beyond("element")
+        params = owner.here(params) if owner.on_shards else params
         pieces: list[_Piece] = []
         for number, field in enumerate(owner.layout.fields):
             start = 0
@@ -109,8 +138,9 @@ class EagerStep:
                     start = stop
                     continue
                 key = keys[field.indices[start]]
-                if elementwise and params[key].ndim and params[key].is_contiguous():
-                    size = PIECE if params[key].device.type == "cpu" else ELSEWHERE
+                param = params[key]
+                if elementwise and param.ndim and param.is_contiguous() and not is_sharded(param):
+                    size = PIECE if param.device.type == "cpu" else ELSEWHERE
                     pieces.append(_Slices(owner, by_key, key, size))
                 else:
                     pieces.append(_Whole(owner, by_key, [key]))
@@ -152,7 +182,7 @@ class _Whole:
             step.later[number] = old, value.clone()
         step.write(pairs.values())
         for key, param in own.items():
-            param.copy_(new[key])
+            assign(param, new[key])
 
 
 class _Slices:
@@ -277,8 +307,8 @@ class _Gathered:
         pairs = _pairs(self.state, new_state)
         step.write(pair for number, pair in pairs.items() if number in self.owned)
         step.later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
-        out = self._views(new)
-        _copy([own[i] for i in given], [out[i] for i in given])
+        self.params[0].copy_(new[0])  # whose views are there already
+        _copy([own[i] for i in given], [self.param_views[i] for i in given])
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

@@ -13,6 +13,7 @@ from functopt import tree
 from functopt.base import Transform
 from functopt.compile import RECOMPUTE
 from functopt.compile import compile as compile_step
+from functopt.eager import EagerStep, shows_gaps
 from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import select
 from functopt.tree import Tree
@@ -28,7 +29,8 @@ class CompiledStep:
     place (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else.
     Otherwise the graph works leaf by leaf, on the parameters where they are.
 
-    Packed, it is data which parameters have a gradient: only the first time that one has none compiles again.
+    Packed, it is data which parameters have a gradient: only the first time that one has none compiles again. Where
+    zeros in its place would show in a norm of all updates, such steps are not compiled.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
@@ -37,6 +39,7 @@ class CompiledStep:
         self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **_options(options))
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
+        self.with_gaps = EagerStep(owner, params) if owner.packed and shows_gaps(self.tx) else None
         if owner.packed:
             self.params = owner.layout.pack({key: param.detach() for key, param in params.items()})
             self.grads = owner.layout.zeros()
@@ -50,6 +53,9 @@ class CompiledStep:
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient."""
         owner = self.owner
+        if self.with_gaps is not None and len(grads) < len(params):
+            self.with_gaps(params, grads, values, extras)
+            return
         _, state, values = owner.at_step(values)
         if owner.packed:
             self._adopt(params)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
-from functopt.combine import ScheduledState, without_counter
-from functopt.param_state import entries
+from functopt.combine import ScheduledState, split_chain, without_counter
+from functopt.param_state import entries, map_entries
+from functopt.sharded import Sharding, assign, is_sharded, settled
 from functopt.tree import Layout, Tree, is_schedule
 
 __all__ = ["InPlace", "Key", "Values", "same"]
@@ -83,6 +84,9 @@ def same(value: Any, other: Any) -> bool:
 class InPlace:
     """An optimizer together with the state of some parameters.
 
+    Of sharded parameters (``DTensor`` s) elementwise links work on what is here, and so they do after a global norm.
+    Everything else works on the ``DTensor`` s themselves.
+
     Args:
         tx: the optimizer.
         values: the defaults of the hypers of every parameter.
@@ -91,19 +95,50 @@ class InPlace:
 
     def __init__(self, tx: Transform, values: Values, params: Mapping[Key, Tensor]) -> None:
         own = {key: param.detach() for key, param in params.items()}
-        self.packed = not tx.links_beyond("element", "leaf", "tree")
-        self.layout = Layout.of(own)
         self.keys = own.keys()
+        self.shardings = {key: Sharding.of(param) for key, param in own.items() if is_sharded(param)}
         # a value for every parameter, so that each has bookkeeping of its own
         hypers: dict[str, Any] = {name: {key: values.of(name, key) for key in own} for name in values.by_name}
-        if self.packed:  # where it is only their structure that counts
-            hypers = {name: self.layout.full(0.0) for name in hypers}
-        self.tx = tx.with_hypers(**hypers)
-        self.state: Tree = tree.owned(self.tx.init(self.layout.pack(own) if self.packed else own), own)
+        whole_tx = tx.with_hypers(**hypers)
+        self.packed = _on_shards(tx) if self.shardings else not tx.links_beyond("element", "leaf", "tree")
+        if not self.packed:
+            self.layout, self.tx = Layout.of(own), whole_tx
+            state = tree.owned(whole_tx.init(own), own)
+            settle = lambda key, path, leaf: settled(leaf, self.shardings.get(key))
+            self.state: Tree = map_entries(settle, state, self.keys)
+            return
+        here = self.here(own)
+        self.layout = Layout.of(here)
+        self.tx = tx.with_hypers(**{name: self.layout.full(0.0) for name in hypers})  # only their structure counts
+        self.state = tree.owned(self.tx.init(self.layout.pack(here)), here)
+        if self.shardings and tx.links_beyond("element"):  # they may have looked at whole parameters
+            first = entries(whole_tx.init(own), self.keys)
+            for entry, leaf in self.entries().items():
+                assign(leaf, first[entry])
+
+    @property
+    def on_shards(self) -> bool:
+        """Whether there are sharded parameters, of which the state is kept for what is here."""
+        return self.packed and bool(self.shardings)
+
+    def here(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """Return what is here of parameters, or of tensors like them."""
+        return {key: self.shardings[key].take(t) if key in self.shardings else t for key, t in tensors.items()}
+
+    def whole(self, state: Tree) -> Tree:
+        """Return a part of the state by parameter, as views, those of sharded parameters as ``DTensor`` s."""
+        state = tree.unpack(state)
+        if not self.on_shards:
+            return state
+
+        def view(key: Key, path: tuple[Any, ...], leaf: Tensor) -> Tensor:
+            return self.shardings[key].whole(leaf) if key in self.shardings else leaf
+
+        return map_entries(view, state, self.keys)
 
     def entries(self) -> dict[tuple[Key, str], Tensor]:
         """Return every tensor of the state, or a view of it, by parameter (or ``SHARED``) and name."""
-        return entries(tree.unpack(self.state), self.keys)
+        return entries(self.whole(self.state), self.keys)
 
     def at_step(self, values: Values) -> tuple[Transform, Tree, Values]:
         """Return the optimizer without its step counter, its state, and hypers in which no schedule is left."""
@@ -114,3 +149,10 @@ class InPlace:
         """Move the step counter on, if there is one."""
         if isinstance(self.state, ScheduledState):
             self.state.count.add_(1)
+
+
+def _on_shards(tx: Transform) -> bool:
+    """Tell whether an optimizer is elementwise, if not from its first link then after global norms."""
+    inner = tx._call[1][0] if tx._counts_steps and tx._call else tx
+    beyond, far = inner.links_beyond("element"), inner.links_beyond("element", "tree")
+    return not beyond or (not far and split_chain(inner, "element") is not None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.tree import Tree
 
-__all__ = ["SHARED", "entries", "select"]
+__all__ = ["SHARED", "entries", "map_entries", "select"]
 
 SHARED = object()
 """The owner of what belongs to all parameters."""
@@ -34,7 +34,7 @@ def entries(state: Tree, keys: Keys) -> dict[tuple[Any, str], Tensor]:
         found[owner, path] = leaf
         return leaf
 
-    _map(collect, state, keys)
+    map_entries(collect, state, keys)
     short = {path: ".".join(str(part) for part in path if not isinstance(part, int)) for _, path in found}
     names = [*short.values()]
     unique = {path: name if name and names.count(name) == 1 else tree.path_name(path) for path, name in short.items()}
@@ -50,7 +50,7 @@ def select(state: Tree, keys: Keys, some: Keys) -> Tree:
     return _like(state, [select(child, keys, some) for _, child in tree.children(state)])
 
 
-def _map(
+def map_entries(
     f: Callable[[Any, tuple[Any, ...], Tensor], Tensor],
     node: Tree,
     keys: Keys,
@@ -61,8 +61,8 @@ def _map(
     if isinstance(node, Tensor):
         return f(owner, path, node)
     if owner is SHARED and _is_by_parameter(node, keys):
-        return {key: _map(f, child, keys, key, path) for key, child in node.items()}
-    return _like(node, [_map(f, child, keys, owner, (*path, name)) for name, child in tree.children(node)])
+        return {key: map_entries(f, child, keys, key, path) for key, child in node.items()}
+    return _like(node, [map_entries(f, child, keys, owner, (*path, name)) for name, child in tree.children(node)])
 
 
 def _is_by_parameter(node: Tree, keys: Keys) -> bool:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
+from functopt.checkpoint import check_state_dict
 from functopt.control import MARKS, GroupControl, as_groups
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
-from functopt.hypers import check_hyper, show, unknown_hyper
+from functopt.hypers import check_hyper, show, unknown_hyper, with_schedules
 from functopt.inplace import InPlace, Values
 from functopt.param_state import SHARED
+from functopt.sharded import assign, check_whole
 
 __all__ = ["StatefulOptimizer"]
 
@@ -40,10 +42,12 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
     all groups; masks and per-layer hypers refer to these keys.
 
     Eagerly it works piece by piece, so that little is held twice. With ``compile=True`` the step is one compiled graph
-    in place, whatever the number of parameters: they become views of one flat buffer, and so do their gradients once
-    they have arrived. A parameter saved by itself (not in a ``state_dict`` with the others) brings the buffer along;
-    ``clone`` it before. An optimizer with links that cannot run packed (see :func:`link <functopt.link>`) is compiled
-    leaf by leaf instead.
+    in place, whatever the number of parameters: they lie in one flat buffer, and so do their gradients once they have
+    arrived. An optimizer with links that cannot run packed (see :func:`link <functopt.link>`) is compiled leaf by leaf
+    instead.
+
+    Parameters may be sharded, as ``torch.distributed.fsdp.fully_shard`` does it (``DTensor`` s): their state is sharded
+    like them, and norms are those of all processes together. A compiled step does not take them.
 
     The hypers of ``tx`` are entries of ``param_groups`` and may be changed between steps, by hand or by
     ``torch.optim.lr_scheduler``. Where there are ``beta1`` and ``beta2``, torch's ``betas`` is another way to read and
@@ -167,6 +171,8 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         if before and len(params) == len(before):
             return
         tree.check_params({key: param for key, param in params.items() if key not in before}, "StatefulOptimizer")
+        if self._compile is not False:
+            check_whole(params, "StatefulOptimizer: a compiled step")
         self._settle(InPlace(self.tx, self._values(), params))
 
     def _settle(self, inner: InPlace) -> None:
@@ -175,7 +181,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             old = self._inner.entries()
             for entry, leaf in inner.entries().items():
                 if entry in old:
-                    leaf.copy_(old[entry])
+                    assign(leaf, old[entry])
             if isinstance(self._step, CompiledStep):
                 self._step.close()
         self._inner = inner
@@ -253,22 +259,27 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         fresh = InPlace(self.tx, self._values(), params).entries()
         for (owner, name), leaf in self._inner.entries().items():
             if owner in owners:
-                leaf.copy_(fresh[owner, name])
+                assign(leaf, fresh[owner, name])
 
     # State
 
     @property
-    def state(self) -> dict[Any, dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self) -> dict[Any, dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state of every parameter, by names such as ``"mu.total"``; what is common to all is under ``"shared"``.
 
-        It is put together anew whenever it is read, so assigning to it changes nothing but the marks of a parameter:
-        ``state[p]["do_wd"] = False`` and ``state[p]["force_train"] = True``.
+        Every parameter has that too, as ``"shared.count"``. It is put together anew whenever it is read. What is
+        assigned to an entry of a parameter is copied into it; beside these, the marks ``state[p]["do_wd"] = False`` and
+        ``state[p]["force_train"] = True`` may be set.
         """
         params = {key: param for key, param, _ in self._items()}
-        view: dict[Any, dict[str, Any]] = {param: _ParamState(self._marks, key) for key, param in params.items()}
+        view = _State((param, _ParamState(self._marks, key)) for key, param in params.items())
+        shared = {}
         for (key, name), leaf in self._inner.entries().items():
-            own = view.setdefault("shared", {}) if key is SHARED else view[params[key]]
-            dict.__setitem__(own, name, leaf)
+            dict.__setitem__(shared if key is SHARED else view[params[key]], name, leaf)
+        if shared:
+            for own in view.values():  # torch.distributed.checkpoint looks here which names it has to find
+                dict.update(own, {_SHARED + name: leaf for name, leaf in shared.items()})
+            view["shared"] = shared
         return view
 
     @state.setter
@@ -296,10 +307,13 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
 
         Raises:
             ValueError: groups, names, hypers, entries or shapes do not match. Nothing is changed then.
+            TypeError: it is no state_dict, or an entry has a type that nothing in one has. Nothing is changed then.
         """
-        state_dict = dict(state_dict)
+        state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
+        state_dict = with_schedules(state_dict, self.param_groups)
+        check_state_dict("load_state_dict", state_dict, self.param_groups, self.tx.hypers)
         saved_groups = state_dict["param_groups"]
         sizes, saved_sizes = ([len(group["params"]) for group in gs] for gs in (self.param_groups, saved_groups))
         if sizes != saved_sizes:
@@ -310,8 +324,9 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         marks, values, anew = self._found(state_dict["state"], owners)
         self._start_anew(anew)
         for leaf, value in values:
-            leaf.copy_(value)
-        self._marks = marks
+            assign(leaf, value)
+        self._marks.clear()  # not another dict: views of the state write to this one
+        self._marks.update(marks)
         self.param_groups = groups
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -330,7 +345,8 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
                 elif name not in MARKS:
                     saved[key, name] = value
         saved |= {(SHARED, name): value for name, value in shared.items()}
-        anew = {*owners, SHARED} - {key for key, _ in saved}
+        present = {key for key, _ in saved}
+        anew = {*owners} - present if present else {*owners, SHARED}
         values = []
         for (key, name), leaf in self._inner.entries().items():
             if key in anew:
@@ -353,11 +369,14 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
 
     def _loaded(self, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
         """Return a group with the hypers of a saved one."""
-        loaded = {name: value for name, value in saved.items() if name not in ("params", "param_names")}
+        loaded = _Group({name: value for name, value in saved.items() if name not in ("params", "param_names")})
+        keys = [key for key, _, own in self._items() if own is group]
         for name in self.tx.hypers:
             if name not in loaded:
                 raise ValueError(f"load_state_dict: a saved group has no {name!r}. Was it made by another optimizer?")
             check_hyper("load_state_dict", name, loaded[name], schedules=self._inner.tx._counts_steps)
+            if isinstance(loaded[name], dict) and not {*keys} <= loaded[name].keys():
+                raise ValueError(f"load_state_dict: {name} of a saved group has not a value for each of {keys}")
         return _Group({**group, **copy.deepcopy(loaded)})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -381,6 +400,13 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         return "\n".join([*lines, ")"])
 
 
+class _State(dict[Any, dict[str, Any]]):
+    """The states of the parameters. As with torch's optimizers, one of which nothing is known has an empty state."""
+
+    def __missing__(self, param: Any) -> dict[str, Any]:
+        return {}
+
+
 class _ParamState(dict):
     """The tensors and marks of one parameter. What is assigned to a tensor is copied into it."""
 
@@ -402,7 +428,7 @@ class _ParamState(dict):
                 f"marks {list(MARKS)}."
             )
         if value is not here:  # Lightning assigns what it has moved to a device, which mostly is what there was
-            here.copy_(value)
+            assign(here, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # a copy is no view
@@ -450,13 +476,14 @@ def _dense(grad: Any, key: Any) -> Tensor:
             f"StatefulOptimizer: the gradient of parameter {key!r} is sparse, expected a dense one: "
             "use nn.Embedding(sparse=False)"
         )
-    return grad.detach()
+    return grad.detach() if grad.requires_grad else grad
 
 
 def _saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
     """Return the ids under which a state_dict has the parameters of a group, in the order here."""
     names, saved_names = group.get("param_names"), saved.get("param_names")
-    if not names or not saved_names:
+    if not names or not saved_names or all(isinstance(i, str) for i in saved["params"]):
+        # torch.distributed.checkpoint has put them into the order here, under names of its own, and left param_names
         return saved["params"]
     differing = sorted({*names} ^ {*saved_names})
     if differing:

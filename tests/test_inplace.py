@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import functopt as fo
 from functopt import StatefulOptimizer, eager, tree
+from functopt.param_state import select
 
 COMPILE = {"backend": "aot_eager"}  # the graph and its donation; what inductor makes of it is tested in one place
 
@@ -74,7 +75,8 @@ def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], m
 def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
-    kinds = lambda tx: [type(p).__name__ for p in cast(Any, StatefulOptimizer(parameters().items(), tx)._step).pieces]
+    step = lambda tx: cast(Any, StatefulOptimizer(parameters().items(), tx)._step)
+    kinds = lambda tx: [type(p).__name__ for p in step(tx).route.pieces]
     assert kinds(fo.adamw()) == ["_Gathered", "_Slices", "_Slices"]  # 3 and 1, then 12 twice
     assert kinds(fo.lamb()) == ["_Gathered", "_Whole", "_Whole"]
     assert kinds(fo.adafactor()) == ["_Whole"] * 4
@@ -199,6 +201,26 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     loop.both(step)
     loop.agree()
     loop.train(2, 4)
+
+
+@pytest.mark.parametrize("compile", [False, COMPILE], ids=["eager", "compiled"])
+@pytest.mark.parametrize("piece", [1 << 18, 1])
+def test_a_norm_is_that_of_the_parameters_with_a_gradient(piece: int, compile: Any, monkeypatch: pytest.MonkeyPatch):
+    """Also where the momentum of the others comes before it."""
+    monkeypatch.setattr(eager, "PIECE", piece)
+    tx = fo.chain(fo.trace(0.9), fo.clip_by_global_norm(0.1), fo.scale_by_lr(0.1))
+    params, (first, second) = parameters(), make_grads(steps=2)
+    optimizer = StatefulOptimizer(params.items(), tx, compile=compile)
+    steps(optimizer, params, [first])
+    absent, *others = params
+    want, state = pure(tx, [first])
+    grads = {key: flat_dict(second)[key] for key in others}
+    new, _ = tx.update(grads, select(state, want.keys(), {*others}), {key: want[key] for key in others})
+    for key in params:
+        params[key].grad = grads.get(key)
+    optimizer.step()
+    check(optimizer, params, {**want, **new}, state)
+    assert torch.equal(params[absent], want[absent])
 
 
 def test_the_model_is_loaded_moved_and_replaced():

@@ -84,7 +84,7 @@ def test_state_has_an_entry_for_every_parameter():
     assert list(state) == [*model.parameters(), "shared"]
     assert list(state["shared"]) == ["count"]
     names = ["trace.total", "trace.weight", "mu.total", "mu.weight", "nu.total", "nu.weight"]
-    assert [name.removeprefix("inner.") for name in state[model[0].weight]] == names
+    assert [name.removeprefix("inner.") for name in state[model[0].weight]] == [*names, "shared.count"]
     assert state[model[0].weight]["inner.mu.total"].shape == (8, 5)
     with pytest.raises(AttributeError, match="only a view"):
         optimizer.state = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import optree
 import torch
@@ -70,7 +71,7 @@ def sums(tree: Tree) -> Tree:
     layout = layout_of(tree)
     if layout is not None:
         return layout.sums(tree)
-    return map(lambda leaf: leaf.sum(dtype=accumulator_dtype(leaf.dtype)), tree)
+    return map(lambda leaf: _reduced(leaf.sum(dtype=accumulator_dtype(leaf.dtype))), tree)
 
 
 def means(tree: Tree) -> Tree:
@@ -78,7 +79,16 @@ def means(tree: Tree) -> Tree:
     layout = layout_of(tree)
     if layout is not None:
         return layout.means(tree)
-    return map(lambda leaf: leaf.sum(dtype=accumulator_dtype(leaf.dtype)) / max(leaf.numel(), 1), tree)
+    return map(lambda leaf: _reduced(leaf.sum(dtype=accumulator_dtype(leaf.dtype))) / max(leaf.numel(), 1), tree)
+
+
+def _reduced(total: Tensor) -> Tensor:
+    """Return the sum of a sharded tensor with the part of every process in it, as a plain tensor."""
+    return total.full_tensor() if _is_sharded(total) else total  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_sharded(leaf: Tensor) -> bool:
+    return hasattr(leaf, "device_mesh")  # a DTensor; to import the class takes a second
 
 
 def norm(tree: Tree) -> Tensor:
@@ -93,9 +103,13 @@ def norm(tree: Tree) -> Tensor:
         parts = leaves(layout.row_sums(map(lambda leaf: leaf.to(accumulator_dtype(leaf.dtype)).square(), tree)))
     if not parts:
         raise ValueError("tree.norm: the tree has no leaves")
-    total = parts[0].sum()
-    for part in parts[1:]:
-        total = total + part.sum()
+    totals: dict[Any, Tensor] = {}  # what is spread over the same processes is added before it is reduced
+    for part in parts:
+        mesh = part.device_mesh if _is_sharded(part) else None  # pyright: ignore[reportAttributeAccessIssue]
+        totals[mesh] = totals[mesh] + part.sum() if mesh in totals else part.sum()
+    total, *others = [_reduced(total) for total in totals.values()]
+    for other in others:
+        total = total + other
     return sqrt(total)
 
 
@@ -104,7 +118,7 @@ CHUNK = 1 << 18  # entries that are squared at once, so that the squares stay in
 
 def _sum_of_squares(leaf: Tensor) -> Tensor:
     dtype = accumulator_dtype(leaf.dtype)
-    if torch.compiler.is_compiling() or leaf.numel() <= CHUNK or not leaf.is_contiguous():
+    if torch.compiler.is_compiling() or leaf.numel() <= CHUNK or not leaf.is_contiguous() or _is_sharded(leaf):
         return leaf.to(dtype).square().sum()
     return torch.stack([part.to(dtype).square().sum() for part in leaf.view(-1).split(CHUNK)]).sum()
 
