@@ -14,7 +14,7 @@ from torch import Tensor
 from functopt.control import MARKS
 from functopt.tree import is_schedule
 
-__all__ = ["check_state_dict", "save"]
+__all__ = ["check_state_dict", "save", "saved_ids"]
 
 
 def save(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -102,6 +102,22 @@ def check_state_dict(
             _must(
                 not isinstance(value, Tensor) or _is_real(value, meta), f"{where}, which is no dense tensor of numbers"
             )
+
+
+def saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
+    """Return the ids under which a state_dict has the parameters of a group, in the order here."""
+    names, saved_names = group.get("param_names"), saved.get("param_names")
+    if not names or not saved_names or all(isinstance(i, str) for i in saved["params"]):
+        # torch.distributed.checkpoint has put them into the order here, under names of its own, and left param_names
+        return saved["params"]
+    differing = sorted({*names} ^ {*saved_names})
+    if differing:
+        raise ValueError(
+            f"load_state_dict: the names of the parameters differ: {differing[0]!r} is only on one side. To match them "
+            "by their order, delete 'param_names' from the saved param_groups."
+        )
+    ids = dict(zip(saved_names, saved["params"], strict=True))
+    return [ids[name] for name in names]
 
 
 def _must(so: bool, message: str) -> None:

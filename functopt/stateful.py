@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
-from functopt.checkpoint import check_state_dict
+from functopt.checkpoint import check_state_dict, saved_ids
 from functopt.control import MARKS, GroupControl, as_groups
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
@@ -21,6 +21,7 @@ from functopt.hypers import check_hyper, show, unknown_hyper, with_schedules
 from functopt.inplace import InPlace, Values
 from functopt.param_state import SHARED
 from functopt.sharded import assign, check_whole
+from functopt.views import Group, ParamState, State
 
 __all__ = ["StatefulOptimizer"]
 
@@ -87,7 +88,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             hint = "; call it to make one" if callable(tx) else ""
             raise TypeError(f"StatefulOptimizer: tx is a {type(tx).__name__}, expected a Transform{hint}")
         later = {name: value for name, value in hypers.items() if isinstance(value, (slice, list))}
-        self.tx = tx.with_hypers(**_Group({name: value for name, value in hypers.items() if name not in later}))
+        self.tx = tx.with_hypers(**Group({name: value for name, value in hypers.items() if name not in later}))
         self._compile, self._marks = compile, {}
         super().__init__(as_groups(params), dict(self.tx.hypers))
         if {"beta1", "beta2"} <= self.defaults.keys():  # OneCycleLR and CyclicLR look for it
@@ -139,7 +140,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         """
         if not isinstance(param_group, Mapping) or "params" not in param_group:
             raise TypeError("add_param_group: expected a dict with 'params' and hypers")
-        group = _Group(param_group)
+        group = Group(param_group)
         for name in group:
             if name not in self.tx.hypers and name not in _OTHER_KEYS:
                 raise KeyError(unknown_hyper(name, self.tx.hypers, "StatefulOptimizer"))
@@ -272,7 +273,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         ``state[p]["force_train"] = True`` may be set.
         """
         params = {key: param for key, param, _ in self._items()}
-        view = _State((param, _ParamState(self._marks, key)) for key, param in params.items())
+        view = State((param, ParamState(self._marks, key)) for key, param in params.items())
         shared = {}
         for (key, name), leaf in self._inner.entries().items():
             dict.__setitem__(shared if key is SHARED else view[params[key]], name, leaf)
@@ -319,7 +320,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         if sizes != saved_sizes:
             raise ValueError(f"load_state_dict: groups of {saved_sizes} parameters do not match those here, {sizes}")
         groups = [self._loaded(*pair) for pair in zip(self.param_groups, saved_groups, strict=True)]
-        ids = [i for pair in zip(self.param_groups, saved_groups, strict=True) for i in _saved_ids(*pair)]
+        ids = [i for pair in zip(self.param_groups, saved_groups, strict=True) for i in saved_ids(*pair)]
         owners = {key: i for (key, _, _), i in zip(self._items(), ids, strict=True)}
         marks, values, anew = self._found(state_dict["state"], owners)
         self._start_anew(anew)
@@ -369,7 +370,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
 
     def _loaded(self, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
         """Return a group with the hypers of a saved one."""
-        loaded = _Group({name: value for name, value in saved.items() if name not in ("params", "param_names")})
+        loaded = Group({name: value for name, value in saved.items() if name not in ("params", "param_names")})
         keys = [key for key, _, own in self._items() if own is group]
         for name in self.tx.hypers:
             if name not in loaded:
@@ -377,7 +378,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             check_hyper("load_state_dict", name, loaded[name], schedules=self._inner.tx._counts_steps)
             if isinstance(loaded[name], dict) and not {*keys} <= loaded[name].keys():
                 raise ValueError(f"load_state_dict: {name} of a saved group has not a value for each of {keys}")
-        return _Group({**group, **copy.deepcopy(loaded)})
+        return Group({**group, **copy.deepcopy(loaded)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"tx": self.tx, "_compile": self._compile, "frozen_idx": self.frozen_idx, "saved": self.state_dict()}
@@ -400,65 +401,6 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         return "\n".join([*lines, ")"])
 
 
-class _State(dict[Any, dict[str, Any]]):
-    """The states of the parameters. As with torch's optimizers, one of which nothing is known has an empty state."""
-
-    def __missing__(self, param: Any) -> dict[str, Any]:
-        return {}
-
-
-class _ParamState(dict):
-    """The tensors and marks of one parameter. What is assigned to a tensor is copied into it."""
-
-    def __init__(self, marks: dict[Any, dict[str, bool]], key: Any) -> None:
-        super().__init__(marks.get(key, {}))
-        self._all, self._key = marks, key
-
-    @torch.no_grad()
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name in MARKS:
-            super().__setitem__(name, bool(value))
-            self._all.setdefault(self._key, {})[name] = bool(value)
-            return
-        here = self.get(name)
-        if here is None or not isinstance(value, Tensor) or value.shape != here.shape:
-            shape = "" if here is None else f" but to a tensor of shape {list(here.shape)}"
-            raise KeyError(
-                f"StatefulOptimizer: {name!r} cannot be set{shape}: state[p] has the entries of the optimizer, and the "
-                f"marks {list(MARKS)}."
-            )
-        if value is not here:  # Lightning assigns what it has moved to a device, which mostly is what there was
-            assign(here, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # a copy is no view
-
-
-class _Group(dict):
-    """A param group in which torch's ``betas`` stands for ``beta1`` and ``beta2``."""
-
-    def __init__(self, entries: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.update(entries)
-
-    def __getitem__(self, key: str) -> Any:
-        if key == "betas":
-            return (self["beta1"], self["beta2"])
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key == "betas":
-            self["beta1"], self["beta2"] = value
-        else:
-            super().__setitem__(key, value)
-
-    # dict's own do not go through the two methods above
-    __contains__ = Mapping.__contains__
-    get = Mapping.get  # pyright: ignore[reportAssignmentType]
-    setdefault = MutableMapping.setdefault
-    update = MutableMapping.update
-
-
 def _copied(hyper: Any) -> Any:
     return optree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, hyper)
 
@@ -477,19 +419,3 @@ def _dense(grad: Any, key: Any) -> Tensor:
             "use nn.Embedding(sparse=False)"
         )
     return grad.detach() if grad.requires_grad else grad
-
-
-def _saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:
-    """Return the ids under which a state_dict has the parameters of a group, in the order here."""
-    names, saved_names = group.get("param_names"), saved.get("param_names")
-    if not names or not saved_names or all(isinstance(i, str) for i in saved["params"]):
-        # torch.distributed.checkpoint has put them into the order here, under names of its own, and left param_names
-        return saved["params"]
-    differing = sorted({*names} ^ {*saved_names})
-    if differing:
-        raise ValueError(
-            f"load_state_dict: the names of the parameters differ: {differing[0]!r} is only on one side. To match them "
-            "by their order, delete 'param_names' from the saved param_groups."
-        )
-    ids = dict(zip(saved_names, saved["params"], strict=True))
-    return [ids[name] for name in names]
