@@ -14,7 +14,7 @@ from functopt.combine import split_chain
 from functopt.compile import keep_freed_memory
 from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
-from functopt.sharded import assign, is_sharded, storage
+from functopt.sharded import assign, is_sharded, naming, storage
 from functopt.tape import Tape, record
 from functopt.tree import Tree
 
@@ -87,7 +87,17 @@ class EagerStep:
         self.with_gaps: _Route | None = None if small and shows_gaps(tx) else self.route
 
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
-        """Take a step for the parameters that have a gradient."""
+        """Take a step for the parameters that have a gradient.
+
+        Raises:
+            NotImplementedError: parameters are sharded, and a link does what cannot be done to them.
+        """
+        if not self.owner.shardings:
+            return self._take(params, grads, values, extras)
+        with naming(self.owner.tx.links_beyond("element", "tree", "leaf")):
+            return self._take(params, grads, values, extras)
+
+    def _take(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         _, _, values = self.owner.at_step(values)
         route = self.route
         if len(grads) < len(params):

@@ -16,7 +16,7 @@ from functopt import tree
 from functopt.base import Transform
 from functopt.combine import ScheduledState, split_chain, without_counter
 from functopt.param_state import entries, map_entries
-from functopt.sharded import Sharding, assign, is_sharded, settled
+from functopt.sharded import Sharding, assign, is_sharded, naming, settled
 from functopt.tree import Layout, Tree, is_schedule
 
 __all__ = ["InPlace", "Key", "Values", "same"]
@@ -103,7 +103,8 @@ class InPlace:
         self.packed = _on_shards(tx) if self.shardings else not tx.links_beyond("element", "leaf", "tree")
         if not self.packed:
             self.layout, self.tx = Layout.of(own), whole_tx
-            state = tree.owned(whole_tx.init(own), own)
+            with naming(tx.links_beyond("element", "tree", "leaf") if self.shardings else ()):
+                state = tree.owned(whole_tx.init(own), own)
             settle = lambda key, path, leaf: settled(leaf, self.shardings.get(key))
             self.state: Tree = map_entries(settle, state, self.keys)
             return

@@ -6,14 +6,15 @@ to every process's own shard instead, which is much faster.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sharding", "assign", "check_whole", "is_sharded", "settled", "storage"]
+__all__ = ["Sharding", "assign", "check_whole", "is_sharded", "naming", "settled", "storage"]
 
 Placements = tuple[Any, ...]
 
@@ -37,6 +38,21 @@ def check_whole(params: Mapping[Any, Tensor], who: str) -> None:
                 f"{who} does not take sharded parameters, and {key!r} is one (a DTensor). Leave compile off: the step "
                 "then works on what every process has of the parameters."
             )
+
+
+@contextlib.contextmanager
+def naming(links: Sequence[str]) -> Iterator[None]:
+    """Say of an operation that cannot be done with sharded parameters which links may be the ones that do it."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not links or not (isinstance(error, NotImplementedError) or "DTensor" in str(error)):
+            raise
+        raise NotImplementedError(
+            f"StatefulOptimizer: {' or '.join(links)} does what cannot be done with sharded parameters (DTensors): "
+            f"{error}\nKeep those whole that it is for, by fully_shard(..., ignored_params=...), or write it with "
+            "operations that DTensor has, on tensors made from the parameters (p.new_zeros)."
+        ) from error
 
 
 class Sharding(NamedTuple):
