@@ -99,7 +99,7 @@ def test_freezing(case):
         assert optimizer.frozen_idx == phase["frozen_idx"]
         assert [leaf for leaf, param in params.items() if param.requires_grad] == phase["requires_grad"]
         for _ in range(phase["steps"]):
-            sum((param * grads[leaf][step]).sum() for leaf, param in params.items()).backward()
+            torch.stack([(param * grads[leaf][step]).sum() for leaf, param in params.items()]).sum().backward()
             assert {a.param for a in optimizer.all_params(with_grad=True)} == {
                 params[leaf] for leaf in phase["updated"]
             }
