@@ -21,7 +21,6 @@ import functopt as fo
 
 def main(epochs: int = 6, batch_size: int = 32) -> None:
     """Train and print the loss of every epoch; ``batch_size`` is that of one process."""
-    dist.init_process_group("gloo")
     train = digits.load(seed=0).train
     model = DistributedDataParallel(digits.conv_net(seed=0))
     tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(weight_decay=0.05))
@@ -40,10 +39,12 @@ def main(epochs: int = 6, batch_size: int = 32) -> None:
         dist.all_reduce(total)
         if dist.get_rank() == 0:
             print(f"epoch {epoch}: loss {total / dist.get_world_size():.4f}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
-    main(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    dist.init_process_group("gloo")
+    main(**vars(arguments))
+    dist.destroy_process_group()  # out here, where the network has gone: it would keep the connections open

@@ -22,7 +22,6 @@ import functopt as fo
 
 def main(epochs: int = 6, batch_size: int = 32) -> None:
     """Train and print the loss of every epoch; ``batch_size`` is that of one process."""
-    dist.init_process_group("gloo")
     train = digits.load(seed=0).train
     model = digits.conv_net(seed=0)
     for layer in model.children():
@@ -48,10 +47,12 @@ def main(epochs: int = 6, batch_size: int = 32) -> None:
 
     moments: Any = next(iter(optimizer.state.values()))["mu.total"]
     print(f"process {dist.get_rank()} has {list(moments.to_local().shape)} of moments {list(moments.shape)}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
-    main(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    dist.init_process_group("gloo")
+    main(**vars(arguments))
+    dist.destroy_process_group()  # out here, where the network has gone: it would keep the connections open
