@@ -14,7 +14,7 @@ from torch import Tensor
 from functopt.control import MARKS
 from functopt.tree import is_schedule
 
-__all__ = ["check_state_dict", "save", "saved_ids"]
+__all__ = ["check_state_dict", "save", "saved_ids", "with_schedules"]
 
 
 def save(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -102,6 +102,33 @@ def check_state_dict(
             _must(
                 not isinstance(value, Tensor) or _is_real(value, meta), f"{where}, which is no dense tensor of numbers"
             )
+
+
+def with_schedules(state_dict: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
+    """Return an optimizer's state_dict in which schedules are what they were.
+
+    Of named tuples ``torch.distributed.checkpoint`` leaves only the numbers in them. Which schedules those belong to is
+    taken from the groups that they are for.
+    """
+    saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if not isinstance(saved, Sequence) or len(saved) != len(groups):
+        return state_dict
+    again = [
+        {**own, **{name: _as_schedule(own[name], here[name]) for name in own.keys() & here.keys() - {"params"}}}
+        if isinstance(own, Mapping)
+        else own
+        for own, here in zip(saved, groups, strict=True)
+    ]
+    return {**state_dict, "param_groups": again}
+
+
+def _as_schedule(value: Any, like: Any) -> Any:
+    if isinstance(like, dict) and isinstance(value, dict):
+        return {key: _as_schedule(below, like.get(key)) for key, below in value.items()}
+    if type(value) not in (list, tuple) or not isinstance(like, (list, tuple)) or len(value) != len(like):
+        return value
+    parts = [_as_schedule(below, one) for below, one in zip(value, like, strict=True)]
+    return type(like)(*parts) if is_schedule(like) else type(like)(parts)
 
 
 def saved_ids(group: dict[str, Any], saved: dict[str, Any]) -> list[Any]:

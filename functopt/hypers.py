@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optree
@@ -15,17 +15,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.tree import Tree, is_schedule
 
-__all__ = [
-    "RANGES",
-    "Hypers",
-    "check_hyper",
-    "check_number",
-    "has_schedule",
-    "same_value",
-    "show",
-    "unknown_hyper",
-    "with_schedules",
-]
+__all__ = ["RANGES", "Hypers", "check_hyper", "check_number", "has_schedule", "same_value", "show", "unknown_hyper"]
 
 Hypers = Mapping[str, Any]
 
@@ -132,33 +122,6 @@ def unknown_hyper(name: str, known: Iterable[str], who: str) -> str:
 def has_schedule(value: Tree) -> bool:
     """Tell whether a hyper is a schedule or a tree that holds one."""
     return any(is_schedule(leaf) for leaf in optree.tree_leaves(value, is_leaf=is_schedule))
-
-
-def with_schedules(state_dict: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
-    """Return an optimizer's state_dict in which schedules are what they were.
-
-    Of named tuples ``torch.distributed.checkpoint`` leaves only the numbers in them. Which schedules those belong to is
-    taken from the groups that they are for.
-    """
-    saved = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if not isinstance(saved, Sequence) or len(saved) != len(groups):
-        return state_dict
-    again = [
-        {**own, **{name: _as_schedule(own[name], here[name]) for name in own.keys() & here.keys() - {"params"}}}
-        if isinstance(own, Mapping)
-        else own
-        for own, here in zip(saved, groups, strict=True)
-    ]
-    return {**state_dict, "param_groups": again}
-
-
-def _as_schedule(value: Any, like: Any) -> Any:
-    if isinstance(like, dict) and isinstance(value, dict):
-        return {key: _as_schedule(below, like.get(key)) for key, below in value.items()}
-    if type(value) not in (list, tuple) or not isinstance(like, (list, tuple)) or len(value) != len(like):
-        return value
-    parts = [_as_schedule(below, one) for below, one in zip(value, like, strict=True)]
-    return type(like)(*parts) if is_schedule(like) else type(like)(parts)
 
 
 # Values: compared, hashed and shown

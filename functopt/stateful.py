@@ -13,11 +13,11 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
-from functopt.checkpoint import check_state_dict, saved_ids
+from functopt.checkpoint import check_state_dict, saved_ids, with_schedules
 from functopt.control import MARKS, GroupControl, as_groups
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
-from functopt.hypers import check_hyper, show, unknown_hyper, with_schedules
+from functopt.hypers import check_hyper, show, unknown_hyper
 from functopt.inplace import InPlace, Values
 from functopt.param_state import SHARED
 from functopt.sharded import assign, check_whole

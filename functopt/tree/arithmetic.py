@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from functopt.numerics import accumulator_dtype, sqrt
+from functopt.sharded import is_sharded
 from functopt.tree.checks import check_same
 from functopt.tree.walk import Tree, children, is_schedule, layout_of, leaves, map
 
@@ -84,11 +85,7 @@ def means(tree: Tree) -> Tree:
 
 def _reduced(total: Tensor) -> Tensor:
     """Return the sum of a sharded tensor with the part of every process in it, as a plain tensor."""
-    return total.full_tensor() if _is_sharded(total) else total  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _is_sharded(leaf: Tensor) -> bool:
-    return hasattr(leaf, "device_mesh")  # a DTensor; to import the class takes a second
+    return total.full_tensor() if is_sharded(total) else total  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def norm(tree: Tree) -> Tensor:
@@ -105,7 +102,7 @@ def norm(tree: Tree) -> Tensor:
         raise ValueError("tree.norm: the tree has no leaves")
     totals: dict[Any, Tensor] = {}  # what is spread over the same processes is added before it is reduced
     for part in parts:
-        mesh = part.device_mesh if _is_sharded(part) else None  # pyright: ignore[reportAttributeAccessIssue]
+        mesh = part.device_mesh if is_sharded(part) else None  # pyright: ignore[reportAttributeAccessIssue]
         totals[mesh] = totals[mesh] + part.sum() if mesh in totals else part.sum()
     total, *others = [_reduced(total) for total in totals.values()]
     for other in others:
@@ -118,7 +115,7 @@ CHUNK = 1 << 18  # entries that are squared at once, so that the squares stay in
 
 def _sum_of_squares(leaf: Tensor) -> Tensor:
     dtype = accumulator_dtype(leaf.dtype)
-    if torch.compiler.is_compiling() or leaf.numel() <= CHUNK or not leaf.is_contiguous() or _is_sharded(leaf):
+    if torch.compiler.is_compiling() or leaf.numel() <= CHUNK or not leaf.is_contiguous() or is_sharded(leaf):
         return leaf.to(dtype).square().sum()
     return torch.stack([part.to(dtype).square().sum() for part in leaf.view(-1).split(CHUNK)]).sum()
 
