@@ -265,4 +265,4 @@ def chart(result: dict[str, Any], path: Any) -> None:
                 ax.plot([row["members"] for row in rows], rates, "o-", ms=3, label=name, **colour)
             ax.set(xscale="log", yscale="log", xlabel="members")
             ax.set_title(f"{sweep_models.TITLES[network]}: member-steps/s", fontsize=8)
-            ax.legend(fontsize=6)
+            ax.legend(fontsize=5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below, off the lines

@@ -188,11 +188,14 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 def chart(result: dict[str, Any], path: Any) -> None:
     """Draw how many times as long as ours each contender takes."""
-    chosen = list(dict.fromkeys(row["model"] for row in result["rows"]))
-    optimizers = list(dict.fromkeys(row["optimizer"] for row in result["rows"]))
-    with report.figure(path, len(chosen), len(optimizers), width=3.2, height=2.9) as axes:
-        for row in result["rows"]:
-            ax = axes[chosen.index(row["model"])][optimizers.index(row["optimizer"])]
+    measured: dict[str, list[Any]] = {}  # by model: what was skipped leaves no gap
+    for row in result["rows"]:
+        if row["ratios"]:
+            measured.setdefault(row["model"], []).append(row)
+    columns = max(map(len, measured.values()), default=1)
+    with report.figure(path, max(len(measured), 1), columns, width=3.2, height=2.9) as axes:
+        for i, j, row in ((i, j, row) for i, rows in enumerate(measured.values()) for j, row in enumerate(rows)):
+            ax = axes[i][j]
             ax.set_title(f"{peers.OPTIMIZERS[row['optimizer']]}, {models.TITLES[row['model']]}", fontsize=8)
             ratio = {name: row["ratios"][name] for name in peers.CONTENDERS if name in row["ratios"]}
             report.bars(ax, {name: 1 / value["median"] for name, value in ratio.items()})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from functopt import tree
 from functopt.base import state_class
-from functopt.numerics import lerp, once
+from functopt.numerics import add_scaled, lerp, once
 from functopt.tree import Tree
 
 __all__ = ["Ema"]
@@ -60,7 +60,9 @@ class Ema(NamedTuple):
             total = tree.map(lambda t, v, d: lerp(t, v, 1 - d), self.total, values, decay)
             weight = tree.map(lambda w, d: (d * w + (1 - d)).to(w.dtype), self.weight, decay)
         else:
-            total = tree.map(lambda t, v, d, c: (d * t + c * v).to(t.dtype), self.total, values, decay, coefficient)
+            total = tree.map(
+                lambda t, v, d, c: add_scaled(d * t, c, v).to(t.dtype), self.total, values, decay, coefficient
+            )
             weight = tree.map(lambda w, d, c: (d * w + c).to(w.dtype), self.weight, decay, coefficient)
         return Ema(total, weight)
 
