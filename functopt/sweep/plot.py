@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functopt.plotting import new_axes, smoothed
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -16,20 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["plot_curves", "plot_heat_map", "plot_metric"]
 
 _COLORS = "viridis"
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'functopt[examples]'") from error
-    # a figure of its own, which no global list keeps alive
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.add_subplot()
 
 
 def _norm(values: Tensor, log: bool) -> Any:
@@ -53,24 +41,14 @@ def _alive(result: SweepResult) -> Tensor:
     return result.diverged_at < 0
 
 
-def _smoothed(losses: np.ndarray, decay: float) -> np.ndarray:
-    """Return the debiased moving average down the rows; NaN where the loss is not finite."""
-    total, weight, rows = np.zeros(losses.shape[1]), 0.0, []
-    for row in losses:
-        total, weight = decay * total + (1 - decay) * row, decay * weight + (1 - decay)
-        rows.append(total / weight)
-    return np.stack(rows)
-
-
 def plot_curves(result: SweepResult, color: str, smooth: float, ax: Axes | None) -> Axes:
     """Draw every member's loss, coloured by a hyper; a cross marks where a member diverged."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     from matplotlib import colormaps
 
     norm = _norm(result.hypers[color], color in result.log_axes)
     steps = result.loss_steps.numpy()
-    losses = result.losses.double().masked_fill(~torch.isfinite(result.losses), torch.nan).numpy()
-    losses = _smoothed(losses, smooth)
+    losses = smoothed(result.losses.double().numpy(), smooth)
     for member in reversed(result.order):
         paint = colormaps[_COLORS](norm(result.hypers[color][member].item()))
         curve = losses[:, member]
@@ -90,7 +68,7 @@ def plot_curves(result: SweepResult, color: str, smooth: float, ax: Axes | None)
 
 def plot_metric(result: SweepResult, x: str, color: str | None, metric: str, ax: Axes | None) -> Axes:
     """Draw the final metric of every member against one hyper; crosses on the lower edge are members that diverged."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     alive, values = _alive(result), result.metrics[metric]
     good = alive & torch.isfinite(values)
     paint: dict[str, Any] = {"color": "tab:blue"}
@@ -122,7 +100,7 @@ def plot_metric(result: SweepResult, x: str, color: str | None, metric: str, ax:
 
 def plot_heat_map(result: SweepResult, x: str, y: str, metric: str, ax: Axes | None) -> Axes:
     """Draw the final metric over two hypers: cells where the members form a grid, else points and what lies between."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     xs, ys = result.hypers[x], result.hypers[y]
     values = torch.where(_alive(result), result.metrics[metric], torch.nan).double()
     finite = values[torch.isfinite(values)]
