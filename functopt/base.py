@@ -82,6 +82,7 @@ class Transform:
             "_rebind": rebind,
             "_scopes": frozenset(scopes),
             "_counts_steps": False,
+            "_takes": frozenset(),  # the names of extras
             "_call": None,
         }
         self.__dict__.update(fields)
@@ -288,7 +289,8 @@ def link(definition: Callable[..., Any] | None = None, *, scope: Scope | Callabl
 
     - ``"element"``: on the same entry of what comes in (Adam). Any layout and any piece will do.
     - ``"tree"``: on all entries, however they are grouped into leaves (a global norm, by :func:`tree.norm
-      <functopt.tree.norm>`). Any layout will do.
+      <functopt.tree.norm>`). Any layout will do; and any piece too, if the link is otherwise elementwise and takes the
+      norm of all that comes in as the optional extra ``updates_norm``.
     - ``"leaf"``: on the entries of the same leaf, and that only through :func:`tree.sums <functopt.tree.sums>` and
       ``tree.means`` (trust ratios) or masks. Then it runs on :func:`packed <functopt.pack>` leaves too.
     - ``"matrix"``: on the leaf and its shape (factored moments).
@@ -344,6 +346,7 @@ def link(definition: Callable[..., Any] | None = None, *, scope: Scope | Callabl
             rebind=lambda new: make(**{**arguments, **new}),
             scopes=[(title, scope(**structure) if callable(scope) else scope)],
         )
+        tx.__dict__["_takes"] = frozenset(inspect.signature(transform).parameters) - hypers.keys()
         shown = {n: v for n, v in structure.items() if not same_value(v, signature.parameters[n].default)}
         return with_call(tx, make, (), {**hypers, **shown})
 

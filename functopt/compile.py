@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from functopt import tree
+from functopt.allocator import keep_freed_memory
 from functopt.numerics import accumulator_dtype
 
 __all__ = ["compile"]
@@ -102,17 +103,6 @@ def _try_compiler_early() -> None:
         from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
 
         threading.Thread(target=cpu_vec_isa.valid_vec_isa_list, daemon=True).start()
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the C allocator keep what a step frees for the next one.
-
-    By default glibc gives blocks of some megabytes back to the system, which has to clear them again at the next step:
-    nearly half the time of 64 members of a medium network. How much it keeps grows with the largest block that was ever
-    freed (up to 32 MB), so one is, which nobody has touched.
-    """
-    torch.empty(30 << 20, dtype=torch.uint8, device="cpu")
 
 
 def _donated(args: Sequence[Any], positions: Sequence[int]) -> list[Any]:

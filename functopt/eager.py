@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from functopt import tree
+from functopt.allocator import keep_freed_memory
 from functopt.base import Scope, Transform
 from functopt.combine import split_chain
-from functopt.compile import keep_freed_memory
 from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
 from functopt.sharded import assign, is_sharded, naming, storage
@@ -64,14 +64,15 @@ class _Route(NamedTuple):
     head: tuple[Transform, Tree] | None
     tx: Transform
     pieces: list[_Piece]
+    by_norm: bool = False  # whether the pieces need the norm of all gradients
 
 
 class EagerStep:
     """Takes the steps of an :class:`InPlace`.
 
     Small parameters are gathered and done together; large ones alone, and if the optimizer is elementwise in slices
-    that fit into the cache. What needs all gradients at once (a global norm) is done before the rest if it
-    comes first in a chain. Otherwise everything is one piece.
+    that fit into the cache. What needs all gradients at once is done before the rest if it comes first in a chain; of
+    a link that needs no more of them than their norm, only that. Otherwise everything is one piece.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
@@ -110,6 +111,8 @@ class EagerStep:
             grads, new = ahead._transform(dict(grads), state, {key: params[key] for key in grads}, hypers, **extras)
             step.write(_pairs(state, new).values())
             step = step._replace(grads=grads)
+        if route.by_norm:
+            step = step._replace(extras={"updates_norm": tree.norm(dict(grads)), **extras})
         if self.owner.on_shards:
             step = step._replace(params=self.owner.here(params), grads=self.owner.here(grads))
         for piece in route.pieces:
@@ -122,17 +125,19 @@ class EagerStep:
         tx, state, _ = owner.at_step(Values({}, {}))
         scopes: tuple[Scope, ...] = ("element",) if owner.on_shards else ("element", "leaf", "matrix")
         if not tx.links_beyond(*scopes):
-            return _Route(None, tx, self._pieces(tx, state, params))
+            return _Route(None, tx, self._pieces(tx, state, params, not tx.links_beyond("element")))
         split = split_chain(tx, *scopes)
         if split is None:
             return _Route(None, tx, [_Whole(owner, tree.unpack(state), [*params])])
-        count, ahead, tx = split
-        return _Route((ahead, owner.whole(state[:count])), tx, self._pieces(tx, state[count:], params))
+        count, ahead, rest = split
+        elementwise = not rest.links_beyond("element")
+        if count == 1 and "updates_norm" in ahead._call[1][0]._takes:  # pyright: ignore[reportOptionalSubscript]
+            return _Route(None, tx, self._pieces(tx, state, params, elementwise), by_norm=True)
+        return _Route((ahead, owner.whole(state[:count])), rest, self._pieces(rest, state[count:], params, elementwise))
 
-    def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor]) -> list[_Piece]:
+    def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor], elementwise: bool) -> list[_Piece]:
         owner, by_key = self.owner, tree.unpack(state)
         keys = {i: key for key, i in owner.layout.positions.items()}
-        elementwise = not tx.links_beyond("element")
         params = owner.here(params) if owner.on_shards else params
         pieces: list[_Piece] = []
         for number, field in enumerate(owner.layout.fields):

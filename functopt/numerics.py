@@ -40,6 +40,8 @@ def maximum(x: Tensor, bound: float | Tensor) -> Tensor:
 def add_scaled(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
     """Return ``x + factor * y``; in one pass if the factor is a number."""
     if isinstance(factor, (float, int)):
+        if factor == 0 and x.shape == y.shape and x.dtype == y.dtype and not torch.compiler.is_compiling():
+            return x  # no weight decay, mostly: a pass less
         return torch.add(x, y, alpha=factor)
     return x + factor * y
 

@@ -6,6 +6,7 @@ which stay in the cache; new values are written where the old ones are, as soon 
 
 from __future__ import annotations
 
+import collections
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -54,14 +55,45 @@ class Tape:
         ops = [op for op in recorder.ops if recorder.values[op.result].ndim]
         ops, same = _without_repetitions(ops, recorder.values)
         new = {i: same.get(new, new) for i, new in enumerate(outputs) if new != i and recorder.values[i].ndim}
+        ops = self._fold(ops, recorder.values, [*new.values()])
         self._place(ops, recorder.values, recorder.inputs, new)
+
+    def _fold(self, ops: list[_Noted], values: list[Any], outputs: Sequence[int]) -> list[_Noted]:
+        """Make one pass of a product with a number that is then added to something: ``add(y, x, alpha=number)``."""
+        uses = collections.Counter([i for op in ops for i in op.args] + [*outputs])
+        changed = {op.result for op in ops if op.result in op.args}
+        products = {op.result: _factors(op, values) for op in ops if uses[op.result] == 1}
+        kept: list[_Noted] = []
+        for op in ops:
+            sign = _SUMS.get(op.func, 0) if not op.kwargs and op.result not in changed else 0
+            for y, product in (op.args, op.args[::-1])[: 2 if sign > 0 else 1] if sign else ():
+                x, factor = products.get(product) or (-1, -1)
+                same = x >= 0 and values[x].dtype == values[op.result].dtype and values[x].dtype in _EXACT
+                plain = isinstance(values[y], Tensor) and values[y].dtype == values[x].dtype
+                if same and plain and x not in changed:
+                    kept = [other for other in kept if other.result != product]
+                    op = op._replace(func=_ADD, args=(y, x, self._number(factor, sign, values)))
+                    break
+            kept.append(op)
+        return kept
+
+    def _number(self, factor: int, sign: int, values: list[Any]) -> int:
+        """Return the place of a factor as a number of Python's, as which it is needed."""
+        self.memory.append(None)
+        place = len(self.memory) - 1
+        if isinstance(values[factor], Tensor):
+            take = lambda scalar: sign * scalar.item()
+            self.scalar_ops.append(_Op(take, _getter([factor]), {}, place, False))
+        else:
+            self.memory[place] = sign * values[factor]
+        return place
 
     def _place(self, ops: list[_Noted], values: list[Any], inputs: int, outputs: dict[int, int]) -> None:
         """Decide where each result goes: over the input it replaces, or into a buffer that is free by then."""
         last = {i: k for k, op in enumerate(ops) for i in (*op.args, op.result)}
         last.update(dict.fromkeys(outputs.values(), len(ops)))
         replaces = {new: i for i, new in outputs.items()}
-        place = {i: i for i in range(len(values))}
+        place = {i: i for i in range(len(self.memory))}
         self.buffers: dict[int, torch.dtype] = {}
         self.ops: list[_Op] = []
         free: list[int] = []
@@ -70,7 +102,8 @@ class Tape:
             gone = [i for i in {*op.args} if last[i] == k and place[i] in self.buffers and i != op.result]
             if pointwise:
                 free += [place[i] for i in gone]
-            out, dtype = _out_variant(op.func), values[op.result].dtype
+            folded = op.func is _ADD and len(op.args) == 3
+            out, dtype = _add_scaled if folded else _out_variant(op.func), values[op.result].dtype
             over = replaces.get(op.result, -1)
             if op.result in op.args or out is None:  # in place already, or never
                 self.ops.append(_plain(op, place))
@@ -124,6 +157,35 @@ class Tape:
         moved = [memory[source].clone() if moves else memory[source] for _, source, moves in self.copies]
         for (to, _, _), value in zip(self.copies, moved, strict=True):
             memory[to].copy_(value)
+
+
+_ADD = torch.ops.aten.add.Tensor
+_SUMS = {_ADD: 1, torch.ops.aten.sub.Tensor: -1}
+_PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar}
+_EXACT = {torch.float32, torch.float64}  # a product that is not rounded to bfloat16 would be another one
+
+
+def _factors(op: _Noted, values: list[Any]) -> tuple[int, int] | None:
+    """Return the slice and the number of which an operation is the product, if it is that and the number is at hand."""
+    if op.func not in _PRODUCTS or op.kwargs or op.result in op.args:
+        return None
+    for x, factor in (op.args, op.args[::-1]):
+        value = values[factor]
+        if isinstance(value, Tensor):  # neither fake nor on a GPU, whose numbers one has to wait for
+            scalar = type(value) is Tensor and value.ndim == 0 and value.device.type == "cpu"
+        else:
+            scalar = _is_real(value)
+        if scalar and isinstance(values[x], Tensor) and values[x].ndim:
+            return x, factor
+    return None
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (float, int)) and not isinstance(value, bool)
+
+
+def _add_scaled(y: Tensor, x: Tensor, factor: float, *, out: Tensor) -> Tensor:
+    return torch.add(y, x, alpha=factor, out=out)
 
 
 def _without_repetitions(ops: list[_Noted], values: list[Any]) -> tuple[list[_Noted], dict[int, int]]:

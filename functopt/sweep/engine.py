@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from functopt import tree
+from functopt.allocator import keeping_all
 from functopt.base import Transform
 from functopt.hypers import unknown_hyper
 from functopt.numerics import accumulator_dtype
@@ -23,6 +25,7 @@ from functopt.sweep.members import NEVER, Block, Members, attention, takes_hyper
 from functopt.sweep.progress import Progress
 from functopt.sweep.result import SweepResult
 from functopt.sweep.space import draw, log_axes
+from functopt.sweep.tune import COLUMNS, Plan, alternatives, fastest, has_convolution, seconds_each, using_threads
 from functopt.tree import Tree
 
 __all__ = ["sweep"]
@@ -50,6 +53,7 @@ def sweep(
     compile: bool = True,
     block: int = 1,
     threads: int | None = None,
+    tune: bool = False,
     randomness: str = "error",
     progress: bool | None = None,
 ) -> SweepResult:
@@ -94,6 +98,9 @@ def sweep(
             that is faster. Eager runs give the same numbers to rounding, sooner for a handful of steps.
         block: how many steps one compiled call takes. More steps make a longer program, which compiles for longer.
         threads: how many threads to compute with, while the sweep runs.
+        tune: try out first how many members at a time (where there are many), how many threads and which form of
+            convolutions are the fastest, and go on with these: for long sweeps, since each trial compiles. What is
+            given as ``chunk`` and ``threads`` stays. See ``plan`` of the result.
         randomness: how random operations in the loss behave across members: ``"different"``, ``"same"`` or ``"error"``.
         progress: show steps per second, members alive and the best loss; by default on a terminal only.
 
@@ -118,11 +125,6 @@ def sweep(
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"sweep: {name} must be at least 1, got {value}")
-    size = min(chunk or count, count)
-    # the last chunk is filled up with copies of the last member, so that all chunks run the same program
-    chunks = [torch.arange(first, first + size).clamp(max=count - 1) for first in range(0, count, size)]
-    if len(chunks) > 1 and not isinstance(batches, (Batches, Sequence)):
-        batches = [*itertools.islice(batches, steps)]  # every chunk trains on the same ones
     first, batches = _peek(batches)
     one = tree.member(_initial(params, count, seed, stacked, [0]), 0)
     like = tree.leaves(one)[0]
@@ -131,35 +133,52 @@ def sweep(
     state = tx.init(one)
     with torch.random.fork_rng(devices=[]):
         each = memory.member_bytes(loss, one, state)
-    results = count * memory.size_of(one, state) if len(chunks) > 1 else 0
-    memory.check_fits(each * size + results, each, count, size, like.device)
 
-    at_a_time = f", {size} at a time," if len(chunks) > 1 else ""
-    total = _total(batches, steps)
-    program = Block(loss_fn, tx, randomness, compile, block, isinstance(batches, Batches), like.device.type == "cpu")
-    parts: list[_Part] = []
+    on_cpu = like.device.type == "cpu"
+    plan = Plan(min(chunk or count, count), threads or torch.get_num_threads(), COLUMNS if compile and on_cpu else 0)
+
+    def needs(size: int) -> int:
+        return each * size + (count * memory.size_of(one, state) if size < count else 0)
+
+    def members_of(plan: Plan, chosen: Tensor) -> Members:
+        program = Block(loss_fn, tx, randomness, compile, block, isinstance(batches, Batches), plan.columns)
+        own = _map_hypers(lambda value: value[chosen.to(value.device)], hypers)
+        return Members(_initial(params, count, seed, stacked, chosen.tolist()), own, program)
+
+    memory.check_fits(needs(plan.chunk), each, count, plan.chunk, like.device)
     began = time.perf_counter()
-    with (
-        _threads(threads),
-        attention(like.device),
-        Progress(
+    with keeping_all() if on_cpu else contextlib.nullcontext(), attention(like.device):
+        if tune:
+            _, trial = Reader(batches if isinstance(batches, Batches) else [first], block).read(1)
+            others = alternatives(
+                plan,
+                columns=bool(plan.columns) and has_convolution(loss, one),
+                chunk=chunk is None and on_cpu,
+                threads=threads is None and on_cpu,
+            )
+            with _same_draws(again=True):
+                plan = fastest(plan, others, lambda plan: _seconds(plan, members_of, trial, block))
+        size = plan.chunk
+        # the last chunk is filled up with copies of the last member, so that all chunks run the same program
+        chunks = [torch.arange(start, start + size).clamp(max=count - 1) for start in range(0, count, size)]
+        if len(chunks) > 1 and not isinstance(batches, (Batches, Sequence)):
+            batches = [*itertools.islice(batches, steps)]  # every chunk trains on the same ones
+        total = _total(batches, steps)
+        bar = Progress(
             None if total is None else total * len(chunks),
             count,
             show=progress,
-            note=f"{count} members{at_a_time} need {memory.human(each * size + results)}",
+            note=f"{count} members{f', {size} at a time,' if len(chunks) > 1 else ''} need {memory.human(needs(size))}",
             at_first="compiling" if compile else "",
-        ) as bar,
-    ):
-        for chosen in chunks:
-            own = _map_hypers(lambda value, chosen=chosen: value[chosen.to(value.device)], hypers)
-            part = _Part(
-                Members(_initial(params, count, seed, stacked, chosen.tolist()), own, program),
-                Evaluation(eval_fn, mode, metric, randomness),
-            )
-            with _same_draws(again=chosen is not chunks[-1]):
-                part.train(Reader(batches, block), steps, record_every, eval_every, bar)
-            parts.append(part)
-        curves = torch.cat([part.curves() for part in parts], 1)[:, :count].cpu()  # waits for the device
+        )
+        parts: list[_Part] = []
+        with bar, using_threads(plan.threads):
+            for chosen in chunks:
+                part = _Part(members_of(plan, chosen), Evaluation(eval_fn, mode, metric, randomness))
+                with _same_draws(again=chosen is not chunks[-1]):
+                    part.train(Reader(batches, block), steps, record_every, eval_every, bar)
+                parts.append(part)
+            curves = torch.cat([part.curves() for part in parts], 1)[:, :count].cpu()  # waits for the device
     stop = torch.cat([part.members.stop for part in parts])[:count].cpu()
     trained = tree.map(lambda *leaves: _beside(leaves, count), *(part.members.trained for part in parts))
     evaluation = join([part.evaluation for part in parts], count)
@@ -175,7 +194,8 @@ def sweep(
         steps=parts[0].members.done,
         seconds=time.perf_counter() - began,
         first_step_seconds=parts[0].first - began,
-        memory=each * size + results,
+        memory=needs(size),
+        plan=plan,
         log_axes=log_axes(space),
         all_params=trained.params,
         all_states=trained.state,
@@ -244,17 +264,15 @@ def _total(batches: Iterable[Any], steps: int | None) -> int | None:
     return length if steps is None else min(steps, length)
 
 
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Compute with so many threads meanwhile."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+def _seconds(plan: Plan, members_of: Callable[[Plan, Tensor], Members], blocks: Sequence[Any], size: int) -> float:
+    """Return the time that one step of one member takes; for ever, if this plan does not work."""
+    calls = max(AT_ONCE // size, 1)
     try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
+        with using_threads(plan.threads):
+            members = members_of(plan, torch.arange(plan.chunk))
+            return seconds_each(lambda: members.advance([*blocks] * calls, calls * size), plan.chunk)
+    except (MemoryError, RuntimeError):
+        return math.inf
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ class Block(NamedTuple):
     compiled: bool
     size: int
     gathers: bool
-    on_cpu: bool
+    columns: int  # bytes, of convolutions as matrix products; 0 for the grouped ones that vmap makes
 
 
 class Members:
@@ -172,8 +172,7 @@ def _function(block: Block) -> Callable[..., tuple[Trained, Tensor, Tensor]]:
     """Return the block of all members: the same for equal arguments, so that a second sweep compiles nothing."""
     loss_fn, tx = block.loss_fn, block.tx
     with_hypers = takes_hypers(loss_fn)
-    # vmap makes grouped convolutions of the members' own, which the CPU does slowly
-    of_member = batched(loss_fn) if block.compiled and block.on_cpu else loss_fn
+    of_member = batched(loss_fn, limit=block.columns) if block.columns else loss_fn
 
     def member(params: Tree, state: Tree, moves: Tensor, hypers: dict[str, Any], batch: Any) -> tuple[Any, ...]:
         arguments = (batch, hypers) if with_hypers else (batch,)

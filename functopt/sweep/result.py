@@ -14,6 +14,7 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.sweep.plot import plot_curves, plot_heat_map, plot_metric
+from functopt.sweep.tune import Plan
 from functopt.tree import Tree
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class SweepResult:
         first_step_seconds: how long the first block of steps took, most of it compilation.
         memory: the bytes that the members need while they train: parameters and state twice, and what the gradients
             take at most, measured for one member uncompiled.
+        plan: how it was run: members at a time, threads, and the bytes that the columns of a convolution may take for
+            it to be a matrix product (0: none is).
         log_axes: the hypers that are shown on a logarithmic axis.
     """
 
@@ -58,6 +61,7 @@ class SweepResult:
     seconds: float
     first_step_seconds: float
     memory: int
+    plan: Plan
     log_axes: frozenset[str]
     all_params: Tree = field(repr=False)
     all_states: Tree = field(repr=False)

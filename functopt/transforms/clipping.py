@@ -35,12 +35,14 @@ def clip_by_global_norm(max_norm) -> Any:
     summed in float32 at least. torch's ``clip_grad_norm_`` divides by ``‖u‖ + 1e-6`` instead. Pascanu, Mikolov &
     Bengio, "On the difficulty of training recurrent neural networks" (2013).
 
+    The extra ``updates_norm`` is ``‖u‖`` for a caller who knows it already, a 0-d tensor.
+
     Args:
         max_norm: the largest norm.
     """
 
-    def transform(updates, state, params, max_norm):
-        norm = tree.norm(updates)
+    def transform(updates, state, params, max_norm, updates_norm=None):
+        norm = tree.norm(updates) if updates_norm is None else updates_norm
 
         def factor(m):
             # 1 stands in for both where they are not used, so that derivatives are 0 there and not NaN
