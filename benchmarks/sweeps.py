@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import report, sweep_models
@@ -19,8 +21,10 @@ TO_REACH = {
     ALONE: {"mlp_small": 40, "mlp_medium": 10, "conv": 6, "transformer": 7},
     "optax": {"mlp_small": 2.5, "mlp_medium": 2.5},
 }
+AHEAD = 16  # steps whose batches a sweep reads at once; and those of one call of the scan
 SECONDS = 0.15  # that one repetition takes, about
 LONGEST = 3.0  # seconds of one step, beyond which a contender is given up
+TRIALS = 5  # that a sweep compiles at most, before it is chosen how it is run
 BYTES = 28  # of memory that AdamW moves for a parameter: reads p, g and two averages, writes p and the averages
 
 
@@ -28,9 +32,9 @@ BYTES = 28  # of memory that AdamW moves for a parameter: reads p, g and two ave
 
 
 class Ours:
-    """functopt.sweep: the only place here that knows how it is called."""
+    """functopt.sweep, the only place here that knows how it is called: one that goes on, in a thread of its own."""
 
-    def __init__(self, name: str, members: int) -> None:
+    def __init__(self, name: str, members: int, *, tune: bool = True) -> None:
         import torch
         from torch.nn import functional as F
 
@@ -44,22 +48,59 @@ class Ours:
             x, y = batch
             return F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
-        def sweep(steps: int) -> Any:
-            batches = [data[i % len(data)] for i in range(steps)]
-            return fo.sweep(loss_fn, params, fo.adamw(), space, batches, progress=False)
+        self._allowed, self._asked = threading.Semaphore(0), threading.Semaphore(0)
+        self._ends = False
+        self._result: Any = None
+        self._error: BaseException | None = None
 
-        self._sweep = sweep
-        self._first = {}
+        def feed() -> Iterator[Any]:
+            for batch in itertools.cycle(data):
+                if not self._allowed.acquire(blocking=False):
+                    self._asked.release()  # all that was allowed is done
+                    self._allowed.acquire()
+                if self._ends:
+                    return
+                yield batch
+
+        def train() -> None:
+            try:
+                self._result = fo.sweep(loss_fn, params, fo.adamw(), space, feed(), tune=tune, progress=False)
+            except BaseException as error:
+                self._error = error
+            self._asked.release()
+
+        self._thread = threading.Thread(target=train, daemon=True)
+        self._thread.start()
+        self._wait()
+
+    def _wait(self) -> None:
+        self._asked.acquire()
+        if self._error is not None:
+            raise self._error
 
     def run(self, steps: int) -> float:
-        """Train from the start for some steps; return the seconds of its loop."""
-        result = self._sweep(steps)
-        self._first = result.params(0)
-        return result.seconds
+        """Go on training for some steps; return the seconds.
+
+        The sweep reads batches for AHEAD steps before it takes them, so it is a multiple of that; the steps of the
+        last batches of a call belong to the next one.
+        """
+        began = time.perf_counter()
+        self._allowed.release(steps)
+        self._wait()
+        return time.perf_counter() - began
 
     def read(self) -> dict[str, Any]:
-        """Return the first member's parameters."""
-        return {name: leaf.numpy() for name, leaf in self._first.items()}
+        """End the sweep, and return the first member's parameters."""
+        self._ends = True
+        self._allowed.release()
+        self._thread.join()
+        assert self._result is not None
+        return {name: leaf.numpy() for name, leaf in self._result.params(0).items()}
+
+    def plan(self) -> dict[str, int]:
+        """End the sweep, and return how it was run."""
+        self.read()
+        return self._result.plan._asdict()
 
 
 class Alone:
@@ -122,17 +163,22 @@ _contender: Any
 def build(contender: str, network: str, members: int) -> dict[str, float]:
     """Make a contender and let it compile; return the seconds of that, and of one step afterwards."""
     global _contender
-    block = 16  # of the scan
     began = time.perf_counter()
     _contender = make(contender, network, members)
-    _contender.run(block)
+    _contender.run(AHEAD)
     compiled = time.perf_counter()
-    return {"first": compiled - began, "step": _contender.run(block) / block}
+    _contender.run(AHEAD)
+    return {"first": compiled - began, "step": _contender.run(AHEAD) / AHEAD}
 
 
 def repetition(steps: int) -> float:
     """Return the seconds of some steps."""
     return _contender.run(steps)
+
+
+def plan() -> dict[str, int]:
+    """Return how a sweep was run, which ends it."""
+    return _contender.plan()
 
 
 # In the parent
@@ -170,7 +216,8 @@ def _row(network: str, members: int, workers: dict[str, Worker], limits: Any, op
         if name not in workers or not workers[name].alive:
             workers[name] = Worker()
         try:
-            built = workers[name].call("sweeps:build", options.limit, contender=name, network=network, members=members)
+            limit = options.limit * (TRIALS if name == OURS else 1)
+            built = workers[name].call("sweeps:build", limit, contender=name, network=network, members=members)
             if built["step"] > LONGEST:
                 raise FailedError(f"one step takes {built['step']:.1f} s")
         except FailedError as error:
@@ -179,13 +226,14 @@ def _row(network: str, members: int, workers: dict[str, Worker], limits: Any, op
             continue
         seconds = 0.01 if options.quick else SECONDS
         steps = min(512, max(1, round(seconds / built["step"])))
-        steps = -(-steps // 16) * 16 if "scan" in name else steps
+        steps = -(-steps // AHEAD) * AHEAD if name == OURS or "scan" in name else steps
         row["first"][name] = built["first"]
         repetitions[name] = lambda name=name, steps=steps: _rate(workers[name], name, steps, members, options.limit)
     rates = in_turn(repetitions, options.repeats)
     row["rates"] = {name: summary(values) for name, values in rates.items()}
     if OURS in rates:
         row["ratios"] = {name: ratios(rates[OURS], values) for name, values in rates.items() if name != OURS}
+        row["plan"] = workers[OURS].call("sweeps:plan", options.limit)
         row["of_limits"] = _of_limits(network, row["rates"][OURS]["median"], limits)
     return row
 
@@ -236,18 +284,22 @@ def table(result: dict[str, Any]) -> str:
     out = [_limits_line(result["limits"]) + f". Bytes: {BYTES} for each parameter and step, what AdamW must move."]
     for network in dict.fromkeys(row["network"] for row in result["rows"]):
         head = ["members", "member-steps/s", *(f"x {name}" for name in CONTENDERS[1:])]
-        lines = [[*head, "GFLOP/s (of limit)", "GB/s (of limit)", "first call, s"]]
+        lines = [[*head, "GFLOP/s (of limit)", "GB/s (of limit)", "first call, s", "at a time, threads, columns"]]
         for row in result["rows"]:
             if row["network"] != network:
                 continue
             cells = [
                 report.spread(row["ratios"][name]) if name in row["ratios"] else "skipped" for name in CONTENDERS[1:]
             ]
-            own, near = ["skipped"], ["-", "-", "-"]
+            own, near = ["skipped"], ["-", "-", "-", "-"]
             if OURS in row["rates"]:
                 own, of = [report.spread(row["rates"][OURS])], row["of_limits"]
                 near = [f"{of['gflops']:.1f} ({of['of_products']:.0%})", f"{of['gbytes']:.2f} ({of['of_memory']:.0%})"]
-                near.append(f"{row['first'][OURS]:.1f}")
+                chosen = row["plan"]
+                near += [
+                    f"{row['first'][OURS]:.1f}",
+                    f"{chosen['chunk']}, {chosen['threads']}, {chosen['columns'] >> 10} KiB",
+                ]
             lines.append([str(row["members"]), *own, *cells, *near])
         out += [sweep_models.TITLES[network], report.grid(lines)]
     return "\n\n".join(out)

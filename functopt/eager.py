@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import optree
 import torch
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from functopt.base import Scope, Transform
 from functopt.combine import split_chain
 from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
+from functopt.recording import record, record_with_sums
 from functopt.sharded import assign, is_sharded, naming, storage
-from functopt.tape import Tape, record
+from functopt.tape import Tape
 from functopt.tree import Tree
 
 __all__ = ["EagerStep", "shows_gaps"]
@@ -23,6 +25,7 @@ __all__ = ["EagerStep", "shows_gaps"]
 PIECE = 1 << 19  # entries worked on at once: few enough for what a step computes on the way to stay in the cache
 ELSEWHERE = 1 << 22  # the same where starting an operation costs more, as on a GPU
 SAMPLE = 1 << 14  # entries with which a step is recorded
+SAMPLES_OF_LEAF = (1021, 509)  # the same where sums are taken over a leaf; lengths that nobody means by something else
 SMALL = 1 << 14  # parameters up to this size are gathered: their arithmetic costs less than calling it
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -137,6 +140,7 @@ class EagerStep:
 
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor], elementwise: bool) -> list[_Piece]:
         owner, by_key = self.owner, tree.unpack(state)
+        by_leaf = owner.packed and _knows_no_names(tx)
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
         pieces: list[_Piece] = []
@@ -154,9 +158,11 @@ class EagerStep:
                     continue
                 key = keys[field.indices[start]]
                 param = params[key]
-                if elementwise and param.ndim and param.is_contiguous() and not is_sharded(param):
+                in_slices = elementwise or (by_leaf and param.device.type == "cpu" and param.numel() > SMALL)
+                if in_slices and param.ndim and param.is_contiguous() and not is_sharded(param):
                     size = PIECE if param.device.type == "cpu" else ELSEWHERE
-                    pieces.append(_Slices(owner, by_key, key, size))
+                    kind = _Slices if elementwise else _SlicesOfLeaf
+                    pieces.append(kind(owner, by_key, key, size))
                 else:
                     pieces.append(_Whole(owner, by_key, [key]))
                 start += 1
@@ -227,30 +233,44 @@ class _Slices:
             return
         param, grad = step.params[self.key].view(-1), step.grads[self.key].reshape(-1)
         values = {name: step.values.of(name, self.key) for name in step.values.by_name}
-        kinds = [(x.dtype, x.device, x.ndim) for x in (param, grad, *self.slices[0].leaves)]
-        slices = self.slices
+        slices, tape = self.slices, self._known(step, values, param, grad)
+        if tape is _NEW:
+            if self.after_sample is None:
+                sample = min(SAMPLE, param.numel())
+                self.after_sample = [self._part(0, sample), *(self._cut(sample) if sample < param.numel() else ())]
+            first, *slices = self.after_sample
+            tape = self._note(step, values, param, grad, self._by_itself(step, values, first, param, grad, taped=True))
+        if tape is None:
+            for part in slices:
+                self._by_itself(step, values, part, param, grad)
+        elif slices:
+            self._play(step, tape, slices, param, grad)
+
+    def _kinds(self, param: Tensor, grad: Tensor) -> Any:
+        return [(x.dtype, x.device, x.ndim) for x in (param, grad, *self.slices[0].leaves)]
+
+    def _known(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor) -> Tape | None:
+        """Return the tape of a parameter like this one at this step, ``_NEW`` if there has been none."""
+        kinds = self._kinds(param, grad)
         alike = (
             tape
             for (known, known_kinds), tape in step.tapes
             if kinds == known_kinds and all(same(value, known[name]) for name, value in values.items())
         )
-        if (tape := next(alike, _NEW)) is _NEW:
-            if self.after_sample is None:
-                sample = min(SAMPLE, param.numel())
-                self.after_sample = [self._part(0, sample), *(self._cut(sample) if sample < param.numel() else ())]
-            first, *slices = self.after_sample
-            tape = self._by_itself(step, values, first, param, grad, taped=True)
-            step.tapes.append(((values, kinds), tape))
-        if tape is None:
-            for part in slices:
-                self._by_itself(step, values, part, param, grad)
-            return
-        if slices:
-            memory = tape.start([param, grad, *slices[0].leaves])
+        return next(alike, _NEW)
+
+    def _note(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor, tape: Tape | None) -> Tape | None:
+        step.tapes.append(((values, self._kinds(param, grad)), tape))
+        return tape
+
+    def _play(self, step: _Step, tape: Tape, slices: list[_Cut], param: Tensor, grad: Tensor) -> None:
+        memory = tape.start([param, grad, *slices[0].leaves], param.numel())
+        for number in range(tape.passes):
             for at, _, leaves in slices:
-                tape.play(memory, [param[at], grad[at], *leaves])
-            leaves = [param, grad, *slices[0].leaves]
-            step.later.update({id(leaves[i]): (leaves[i], memory[new]) for i, new in tape.scalars})
+                tape.play(memory, [param[at], grad[at], *leaves], number)
+            tape.finish(memory, number)
+        leaves = [param, grad, *slices[0].leaves]
+        step.later.update({id(leaves[i]): (leaves[i], memory[new]) for i, new in tape.scalars})
 
     def _by_itself(
         self, step: _Step, values: dict[str, Any], part: _Cut, param: Tensor, grad: Tensor, *, taped: bool = False
@@ -268,6 +288,57 @@ class _Slices:
                 step.later[id(old)] = pairs.pop(id(old))
         step.write(pairs.values())
         return tape
+
+
+class _SlicesOfLeaf(_Slices):
+    """The same for optimizers that take sums over a leaf: its slices are gone through once more for each of them.
+
+    What cannot be done so is done to the leaf as a whole.
+    """
+
+    def __init__(self, owner: InPlace, state: Tree, key: Key, size: int) -> None:
+        super().__init__(owner, state, key, size)
+        self.whole = _Whole(owner, state, [key])
+        numel = self.shape.numel()
+        self.samples = [self._part(0, min(sample, numel)) for sample in SAMPLES_OF_LEAF]
+
+    def __call__(self, step: _Step) -> None:
+        if self.key not in step.grads:
+            return
+        param, grad = step.params[self.key].view(-1), step.grads[self.key].reshape(-1)
+        values = {name: step.values.of(name, self.key) for name in step.values.by_name}
+        tape = self._known(step, values, param, grad)
+        if tape is _NEW:
+            tape = self._note(step, values, param, grad, self._record(step, values, param, grad))
+        if tape is None:
+            self.whole(step)
+        else:
+            self._play(step, tape, self.slices, param, grad)
+
+    def _record(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor) -> Tape | None:
+        spec = optree.tree_structure(self.samples[0].state)
+
+        def run(inputs: list[Tensor]) -> list[Tensor]:
+            state: Tree = optree.tree_unflatten(spec, inputs[2:])
+            new, state = step.tx.run(inputs[1], state, inputs[0], values, **step.extras)
+            return [new, inputs[1], *optree.tree_leaves(state)]
+
+        return record_with_sums(run, [[param[part.at], grad[part.at], *part.leaves] for part in self.samples])
+
+
+def _knows_no_names(tx: Transform) -> bool:
+    """Tell whether an optimizer is made of numbers alone: it does the same to a leaf without the tree around it.
+
+    A mask, or a function of the parameters, would have to be told which leaf it is, or its shape.
+    """
+    if tx._call is None:
+        return False
+    _, args, kwargs = tx._call
+    arguments = [*args, *(value for name, value in kwargs.items() if name not in tx.hypers)]
+    return all(
+        _knows_no_names(argument) if isinstance(argument, Transform) else isinstance(argument, (float, int, str))
+        for argument in arguments
+    )
 
 
 _NEW: Any = object()

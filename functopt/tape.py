@@ -1,4 +1,4 @@
-"""What an elementwise function does to one slice of a tensor, recorded so that it can be done to the others.
+"""What a function does to one slice of a tensor, so that it can be done to the others.
 
 Playing a tape back spares the Python around every operation, and intermediate results take turns in a few buffers,
 which stay in the cache; new values are written where the old ones are, as soon as nothing needs those any more.
@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tape", "record"]
+__all__ = ["SUM", "Noted", "Tape", "deterministic"]
 
 
 class _Op(NamedTuple):
@@ -29,7 +28,9 @@ class _Op(NamedTuple):
     in_place: bool  # whether ``call`` is told where the result goes
 
 
-class _Noted(NamedTuple):
+class Noted(NamedTuple):
+    """An operation that ran: the numbers of its arguments and of its result."""
+
     func: Any
     args: tuple[int, ...]
     kwargs: dict[str, Any]
@@ -37,33 +38,120 @@ class _Noted(NamedTuple):
 
 
 class Tape:
-    """The operations of a function, split in two: those on 0-d tensors, and those on slices.
+    """The operations of a function: those on slices, and those on 0-d tensors, which all slices have in common.
+
+    A function that takes sums over the whole tensor is played in as many passes over the slices as its sums are nested
+    in one another, and one more. Passes before the last one compute no more than the sums, and write nothing. ::
+
+        memory = tape.start(inputs)
+        for number in range(tape.passes):
+            for slice in slices:
+                tape.play(memory, slice, number)
+            tape.finish(memory, number)
 
     Args:
-        recorder: what was noted while the function ran.
+        noted: the operations of the function, in the order in which they ran.
+        values: by their numbers, the inputs first, then what was computed and the constants.
+        inputs: how many of them are inputs.
         outputs: for each input the number of what takes its place; itself if nothing does.
+        lengths: the numbers of values that are the number of entries of the tensor.
     """
 
-    def __init__(self, recorder: _Recorder, outputs: Sequence[int]) -> None:
-        self.memory: list[Any] = [
-            None if i < recorder.inputs or i in recorder.results else value for i, value in enumerate(recorder.values)
-        ]
-        self.scalar_ops = [_plain(op) for op in recorder.ops if recorder.values[op.result].ndim == 0]
-        self.scalars = [(i, new) for i, new in enumerate(outputs) if new != i and recorder.values[i].ndim == 0]
-        self._entries = next(i for i, value in enumerate(recorder.values) if value.ndim)
-        self._buffers: dict[int, Tensor] = {}
-        ops = [op for op in recorder.ops if recorder.values[op.result].ndim]
-        ops, same = _without_repetitions(ops, recorder.values)
-        new = {i: same.get(new, new) for i, new in enumerate(outputs) if new != i and recorder.values[i].ndim}
-        ops = self._fold(ops, recorder.values, [*new.values()])
-        self._place(ops, recorder.values, recorder.inputs, new)
+    def __init__(
+        self, noted: list[Noted], values: list[Any], inputs: int, outputs: Sequence[int], lengths: Sequence[int] = ()
+    ) -> None:
+        results = {op.result for op in noted}
+        self.memory: list[Any] = [None if i < inputs or i in results else x for i, x in enumerate(values)]
+        self.lengths = lengths
+        self._entries = next(i for i, value in enumerate(values) if value.ndim)
+        level = _levels(noted, values)
+        ops = [op for op in noted if _on_slices(op, values)]
+        ops, same = _without_repetitions(ops, values)
+        self.scalars = [(i, same.get(new, new)) for i, new in enumerate(outputs) if new != i and values[i].ndim == 0]
+        new = {i: same.get(new, new) for i, new in enumerate(outputs) if new != i and values[i].ndim}
+        self.passes = 1 + max(level.values(), default=0)
+        scalar_ops = [op._replace(args=tuple(same.get(i, i) for i in op.args)) for op in noted]
+        scalar_ops = [op for op in scalar_ops if values[op.result].ndim == 0 and not _on_slices(op, values)]
+        self._passes: list[_Pass] = []
+        for number in range(self.passes):
+            last = number == self.passes - 1
+            own = [_plain(op) for op in scalar_ops if level[op.result] == number]
+            sums = [] if last else [op.result for op in ops if _is_sum(op, values) and level[op.result] == number + 1]
+            self._passes.append(_Pass(self, own, sums))
+            needed = _needed(ops, values, [*new.values()] if last else sums) if self.passes > 1 else ops
+            self._passes[-1].place(needed, values, inputs, new if last else {})
 
-    def _fold(self, ops: list[_Noted], values: list[Any], outputs: Sequence[int]) -> list[_Noted]:
+    @property
+    def ops(self) -> list[_Op]:
+        """What is done to a slice in the last pass."""
+        return self._passes[-1].ops
+
+    @property
+    def buffers(self) -> dict[int, torch.dtype]:
+        """The places of the last pass that intermediate results take turns in."""
+        return self._passes[-1].buffers
+
+    @property
+    def copies(self) -> list[tuple[int, int, bool]]:
+        """What the last pass has to copy, since it could not be written where it belongs at once."""
+        return self._passes[-1].copies
+
+    def start(self, inputs: Sequence[Tensor], length: int = 0) -> list[Any]:
+        """Compute what the slices of one tensor have in common.
+
+        Args:
+            inputs: as for :meth:`play`; only the 0-d tensors among them are read.
+            length: the number of entries of the tensor.
+        """
+        memory = [*inputs, *self.memory[len(inputs) :]]
+        for i in self.lengths:
+            memory[i] = length
+        self._passes[0].begin(memory)
+        return memory
+
+    def play(self, memory: list[Any], inputs: Sequence[Tensor], number: int = 0) -> None:
+        """Do to a slice what was recorded; in the last pass its new values take the place of the old ones.
+
+        Args:
+            memory: from :meth:`start`.
+            inputs: the tensors of the slice, in the order in which they were recorded.
+            number: of the pass.
+        """
+        self._passes[number].play(memory, inputs, inputs[self._entries])
+
+    def finish(self, memory: list[Any], number: int = 0) -> None:
+        """End a pass, when all slices have been played."""
+        if number + 1 < self.passes:
+            self._passes[number + 1].begin(memory)
+
+
+class _Pass:
+    """One pass over the slices.
+
+    Args:
+        tape: the tape, in whose memory places are made.
+        scalar_ops: what is done before.
+        sums: the places of the sums that it computes.
+    """
+
+    def __init__(self, tape: Tape, scalar_ops: list[_Op], sums: list[int]) -> None:
+        self.template, self.scalar_ops, self.sums = tape.memory, scalar_ops, sums
+        self._buffers: dict[int, Tensor] = {}
+
+    def begin(self, memory: list[Any]) -> None:
+        """Compute what the slices have in common in this pass."""
+        memory += self.template[len(memory) :]
+        for op in self.scalar_ops:
+            memory[op.to] = op.call(*op.reads(memory), **op.kwargs)
+        for i in self.sums:
+            memory[i] = 0.0
+
+    def _fold(self, ops: list[Noted], values: list[Any], outputs: Sequence[int]) -> list[Noted]:
         """Make one pass of a product with a number that is then added to something: ``add(y, x, alpha=number)``."""
         uses = collections.Counter([i for op in ops for i in op.args] + [*outputs])
         changed = {op.result for op in ops if op.result in op.args}
         products = {op.result: _factors(op, values) for op in ops if uses[op.result] == 1}
-        kept: list[_Noted] = []
+        kept: list[Noted] = []
         for op in ops:
             sign = _SUMS.get(op.func, 0) if not op.kwargs and op.result not in changed else 0
             for y, product in (op.args, op.args[::-1])[: 2 if sign > 0 else 1] if sign else ():
@@ -79,21 +167,25 @@ class Tape:
 
     def _number(self, factor: int, sign: int, values: list[Any]) -> int:
         """Return the place of a factor as a number of Python's, as which it is needed."""
-        self.memory.append(None)
-        place = len(self.memory) - 1
+        place = self._new_place()
         if isinstance(values[factor], Tensor):
             take = lambda scalar: sign * scalar.item()
             self.scalar_ops.append(_Op(take, _getter([factor]), {}, place, False))
         else:
-            self.memory[place] = sign * values[factor]
+            self.template[place] = sign * values[factor]
         return place
 
-    def _place(self, ops: list[_Noted], values: list[Any], inputs: int, outputs: dict[int, int]) -> None:
+    def _new_place(self) -> int:
+        self.template.append(None)
+        return len(self.template) - 1
+
+    def place(self, ops: list[Noted], values: list[Any], inputs: int, outputs: dict[int, int]) -> None:
         """Decide where each result goes: over the input it replaces, or into a buffer that is free by then."""
+        ops = self._fold(ops, values, [*outputs.values(), *self.sums])
         last = {i: k for k, op in enumerate(ops) for i in (*op.args, op.result)}
         last.update(dict.fromkeys(outputs.values(), len(ops)))
         replaces = {new: i for i, new in outputs.items()}
-        place = {i: i for i in range(len(self.memory))}
+        place = {i: i for i in range(len(self.template))}
         self.buffers: dict[int, torch.dtype] = {}
         self.ops: list[_Op] = []
         free: list[int] = []
@@ -103,7 +195,8 @@ class Tape:
             if pointwise:
                 free += [place[i] for i in gone]
             folded = op.func is _ADD and len(op.args) == 3
-            out, dtype = _add_scaled if folded else _out_variant(op.func), values[op.result].dtype
+            out = None if _is_sum(op, values) else _add_scaled if folded else _out_variant(op.func)
+            dtype = values[op.result].dtype
             over = replaces.get(op.result, -1)
             if op.result in op.args or out is None:  # in place already, or never
                 self.ops.append(_plain(op, place))
@@ -111,9 +204,9 @@ class Tape:
                 if over >= 0 and last.get(over, -1) <= (k if pointwise else k - 1) and values[over].dtype == dtype:
                     to = over
                 else:
-                    to = next((b for b in free if self.buffers[b] == dtype), len(self.memory))
-                    if to == len(self.memory):
-                        self.memory.append(None)
+                    to = next((b for b in free if self.buffers[b] == dtype), -1)
+                    if to < 0:
+                        to = self._new_place()
                         self.buffers[to] = dtype
                     else:
                         free.remove(to)
@@ -125,26 +218,9 @@ class Tape:
         # what could not be written at once; an input that moves is read before anything is written
         self.copies = [(i, place[new], new < inputs) for i, new in outputs.items() if place[new] != i]
 
-    def start(self, inputs: Sequence[Tensor]) -> list[Any]:
-        """Compute what the slices of one tensor have in common.
-
-        Args:
-            inputs: as for :meth:`play`; only the 0-d tensors among them are read.
-        """
-        memory = [*inputs, *self.memory[len(inputs) :]]
-        for op in self.scalar_ops:
-            memory[op.to] = op.call(*op.reads(memory), **op.kwargs)
-        return memory
-
-    def play(self, memory: list[Any], inputs: Sequence[Tensor]) -> None:
-        """Do to a slice what was recorded; its new values take the place of the old ones.
-
-        Args:
-            memory: from :meth:`start`.
-            inputs: the tensors of the slice, in the order in which they were recorded.
-        """
-        memory = [*inputs, *memory[len(inputs) :]]
-        one = inputs[self._entries]
+    def play(self, memory: list[Any], inputs: Sequence[Tensor], one: Tensor) -> None:
+        """Do to a slice what was recorded, and add up its part of the sums."""
+        common, memory = memory, [*inputs, *memory[len(inputs) :]]
         for i, dtype in self.buffers.items():
             if i not in self._buffers or self._buffers[i].numel() < one.numel():
                 self._buffers[i] = torch.empty(one.shape, dtype=dtype, device=one.device)
@@ -154,18 +230,56 @@ class Tape:
                 call(*reads(memory), **kwargs, out=memory[to])
             else:
                 memory[to] = call(*reads(memory), **kwargs)
+        for i in self.sums:
+            common[i] = common[i] + memory[i]
         moved = [memory[source].clone() if moves else memory[source] for _, source, moves in self.copies]
         for (to, _, _), value in zip(self.copies, moved, strict=True):
             memory[to].copy_(value)
 
 
+def _is_sum(op: Noted, values: list[Any]) -> bool:
+    return op.func is SUM and bool(values[op.args[0]].ndim)
+
+
+def _on_slices(op: Noted, values: list[Any]) -> bool:
+    return bool(values[op.result].ndim) or _is_sum(op, values)
+
+
+def _levels(ops: list[Noted], values: list[Any]) -> dict[int, int]:
+    """Return for each result how many sums, one in the other, it is made of."""
+    level: dict[int, int] = {}
+    for op in ops:
+        level[op.result] = max((level.get(i, 0) for i in op.args), default=0) + _is_sum(op, values)
+    return level
+
+
+def _needed(ops: list[Noted], values: list[Any], results: Sequence[int]) -> list[Noted]:
+    """Return the operations without which the results cannot be had; other sums are known by then.
+
+    None of the operations may be in place.
+    """
+    wanted, kept = {*results}, []
+    for op in reversed(ops):
+        if op.result in wanted and (op.result in results or not _is_sum(op, values)):
+            wanted.update(op.args)
+            kept.append(op)
+    return kept[::-1]
+
+
+@functools.cache
+def deterministic(func: Any) -> bool:
+    """Tell whether an operation gives the same every time."""
+    return torch.Tag.nondeterministic_seeded not in func.tags
+
+
+SUM = torch.ops.aten.sum.default
 _ADD = torch.ops.aten.add.Tensor
 _SUMS = {_ADD: 1, torch.ops.aten.sub.Tensor: -1}
 _PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar}
 _EXACT = {torch.float32, torch.float64}  # a product that is not rounded to bfloat16 would be another one
 
 
-def _factors(op: _Noted, values: list[Any]) -> tuple[int, int] | None:
+def _factors(op: Noted, values: list[Any]) -> tuple[int, int] | None:
     """Return the slice and the number of which an operation is the product, if it is that and the number is at hand."""
     if op.func not in _PRODUCTS or op.kwargs or op.result in op.args:
         return None
@@ -188,17 +302,17 @@ def _add_scaled(y: Tensor, x: Tensor, factor: float, *, out: Tensor) -> Tensor:
     return torch.add(y, x, alpha=factor, out=out)
 
 
-def _without_repetitions(ops: list[_Noted], values: list[Any]) -> tuple[list[_Noted], dict[int, int]]:
+def _without_repetitions(ops: list[Noted], values: list[Any]) -> tuple[list[Noted], dict[int, int]]:
     """Leave out what was computed before; also return which number stands in for which."""
     changed = {op.result for op in ops if op.result in op.args}
     same: dict[int, int] = {}
     seen: dict[Any, int] = {}
-    kept: list[_Noted] = []
+    kept: list[Noted] = []
     for op in ops:
         args = tuple(same.get(i, i) for i in op.args)
         means = [i if isinstance(values[i], Tensor) else (type(values[i]), values[i]) for i in args]
         key = op.func, tuple(means), tuple(sorted(op.kwargs.items()))
-        repeatable = not changed.intersection((op.result, *args)) and _facts(op.func).deterministic
+        repeatable = not changed.intersection((op.result, *args)) and deterministic(op.func)
         if repeatable and key in seen:
             same[op.result] = seen[key]
             continue
@@ -208,7 +322,7 @@ def _without_repetitions(ops: list[_Noted], values: list[Any]) -> tuple[list[_No
     return kept, same
 
 
-def _plain(op: _Noted, place: dict[int, int] | None = None) -> _Op:
+def _plain(op: Noted, place: dict[int, int] | None = None) -> _Op:
     where = place or {}
     reads = _getter([where.get(i, i) for i in op.args])
     return _Op(op.func._op, reads, op.kwargs, where.get(op.result, op.result), False)
@@ -231,106 +345,3 @@ def _out_variant(func: Any) -> Any:
         if last == ("out", "Tensor") and arguments[-1].is_out and others == own:
             return getattr(func.overloadpacket, name)._op
     return None
-
-
-_FILLED = {torch.ops.aten.new_full, torch.ops.aten.new_zeros, torch.ops.aten.new_ones}
-_SAME = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
-
-
-class _Facts(NamedTuple):
-    """What is known of an operation."""
-
-    writes: list[int]  # the arguments that it writes to
-    aliases: bool  # whether it returns one of its arguments, or a view of it
-    fills: bool  # whether it takes no more than the dtype and device from its first argument
-    deterministic: bool
-
-
-@functools.cache
-def _facts(func: Any) -> _Facts:
-    writes = [i for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write]
-    aliases = any(r.alias_info for r in func._schema.returns)
-    return _Facts(writes, aliases, func.overloadpacket in _FILLED, torch.Tag.nondeterministic_seeded not in func.tags)
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes every operation that runs, until one comes that cannot be played back."""
-
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.inputs = len(inputs)
-        self.values: list[Any] = [*inputs]  # keeps them alive, so that an id stands for one tensor
-        self.kept: list[Tensor] = []  # other names of values
-        self.number = {id(x): i for i, x in enumerate(inputs)}
-        self.results: set[int] = set()
-        self.ops: list[_Noted] = []
-        self.shape = next(x.shape for x in inputs if x.ndim)
-        self.playable = all(x.shape in (self.shape, ()) for x in inputs)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.playable = self.playable and self._note(func, args, kwargs or {}, out)
-        return out
-
-    def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
-        if not any(isinstance(value, Tensor) for value in (out, *args, *kwargs.values())):
-            return True  # about dtypes and the like
-        # views and lists, which are shapes mostly, belong to this slice alone, and so do numbers read from tensors
-        if not isinstance(out, Tensor) or out.shape not in (self.shape, ()):
-            return False
-        if any(isinstance(value, Tensor) or _is_shape(value) for value in kwargs.values()):
-            return False
-        facts = _facts(func)
-        if facts.fills and out.ndim == 0:
-            self._number_of(out)  # a constant, whatever the tensor that it takes dtype and device from holds
-            return True
-        numbers = [self._number_of(value) for value in args]
-        if func in _SAME and numbers[0] >= 0:
-            self.number[id(out)] = numbers[0]
-            self.kept.append(out)
-            return True
-        if -1 in numbers:
-            return False
-        tensors = [i for i, value in zip(numbers, args, strict=True) if isinstance(value, Tensor)]
-        if out.ndim == 0 and any(self.values[i].ndim for i in tensors):
-            return False
-        if facts.writes:
-            if any(numbers[i] not in self.results for i in facts.writes) or id(out) not in self.number:
-                return False
-        elif facts.aliases or id(out) in self.number:
-            return False
-        if id(out) not in self.number:
-            self.number[id(out)] = len(self.values)
-            self.values.append(out)
-        result = self.number[id(out)]
-        self.results.add(result)
-        self.ops.append(_Noted(func, tuple(numbers), kwargs, result))
-        return True
-
-    def _number_of(self, value: Any) -> int:
-        """Return the place of a value in memory, or -1 if it may be another for another slice."""
-        if isinstance(value, Tensor) and id(value) in self.number:
-            return self.number[id(value)]
-        if _is_shape(value) or (isinstance(value, Tensor) and value.ndim):
-            return -1
-        self.number[id(value)] = len(self.values)
-        self.values.append(value)
-        return self.number[id(value)]
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0  # that of a 0-d tensor is the same for all slices
-
-
-def record(f: Callable[[], tuple[Any, Sequence[Tensor]]], inputs: Sequence[Tensor]) -> tuple[Any, Tape | None]:
-    """Run a function and return what it returns, and a tape of it, or None if it cannot be played for other slices.
-
-    Args:
-        f: returns anything, and for each of the inputs the tensor that takes its place, itself if none does.
-        inputs: tensors of one shape, and 0-d tensors.
-    """
-    with _Recorder(inputs) as recorder:
-        result, outputs = f()
-    numbers = [recorder.number.get(id(out), -1) for out in outputs]
-    known = {*range(recorder.inputs), *recorder.results}
-    return result, Tape(recorder, numbers) if recorder.playable and known.issuperset(numbers) else None
