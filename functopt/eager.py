@@ -140,7 +140,7 @@ class EagerStep:
 
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor], elementwise: bool) -> list[_Piece]:
         owner, by_key = self.owner, tree.unpack(state)
-        by_leaf = owner.packed and _knows_no_names(tx)
+        by_leaf, least = owner.packed and _knows_no_names(tx), max(SMALL, *SAMPLES_OF_LEAF)
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
         pieces: list[_Piece] = []
@@ -158,7 +158,7 @@ class EagerStep:
                     continue
                 key = keys[field.indices[start]]
                 param = params[key]
-                in_slices = elementwise or (by_leaf and param.device.type == "cpu" and param.numel() > SMALL)
+                in_slices = elementwise or (by_leaf and param.device.type == "cpu" and param.numel() > least)
                 if in_slices and param.ndim and param.is_contiguous() and not is_sharded(param):
                     size = PIECE if param.device.type == "cpu" else ELSEWHERE
                     kind = _Slices if elementwise else _SlicesOfLeaf

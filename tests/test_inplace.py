@@ -66,6 +66,7 @@ def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], m
     monkeypatch.setattr(eager, "PIECE", sizes[0])
     monkeypatch.setattr(eager, "SMALL", sizes[1])
     monkeypatch.setattr(eager, "SAMPLE", 2)
+    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (5, 3))
     tx, grads, params = row.make(), make_grads(steps=4), parameters()
     optimizer = StatefulOptimizer(params.items(), tx)
     steps(optimizer, params, grads)
@@ -75,10 +76,13 @@ def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], m
 def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
+    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (5, 3))
     step = lambda tx: cast(Any, StatefulOptimizer(parameters().items(), tx)._step)
     kinds = lambda tx: [type(p).__name__ for p in step(tx).route.pieces]
     assert kinds(fo.adamw()) == ["_Gathered", "_Slices", "_Slices"]  # 3 and 1, then 12 twice
-    assert kinds(fo.lamb()) == ["_Gathered", "_Whole", "_Whole"]
+    assert kinds(fo.lamb()) == ["_Gathered", "_SlicesOfLeaf", "_SlicesOfLeaf"]
+    masked = {name: name.endswith("weight") for name in parameters()}
+    assert kinds(fo.lamb(mask=masked)) == ["_Gathered", "_Whole", "_Whole"]  # which leaf it is has to be known
     assert kinds(fo.adafactor()) == ["_Whole"] * 4
     assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["_Whole"]  # one piece: the norm comes last
 
