@@ -342,12 +342,16 @@ def scheduled(tx: Transform) -> Transform:
     return with_call(wrapped, scheduled, (tx,), {})
 
 
-def without_counter(tx: Transform, state: Tree) -> tuple[Transform, Tree, Tensor | None]:
-    """Take the step counter off: return what is scheduled, its state, and the step for schedules, None if none is."""
+def without_counter(tx: Transform, state: Tree, dtype: torch.dtype) -> tuple[Transform, Tree, Tensor | None]:
+    """Take the step counter off: return what is scheduled, its state, and the step for schedules, None if none is.
+
+    Args:
+        tx: the transform.
+        state: its state.
+        dtype: of the parameters.
+    """
     if not tx._counts_steps or tx._call is None:
         return tx, state, None
-    like = tree.leaves(state.inner)
-    dtype = next((leaf.dtype for leaf in like if leaf.is_floating_point()), torch.float32)
     return tx._call[1][0], state.inner, state.count.to(accumulator_dtype(dtype))
 
 

@@ -95,7 +95,7 @@ class InPlace:
 
     def __init__(self, tx: Transform, values: Values, params: Mapping[Key, Tensor]) -> None:
         own = {key: param.detach() for key, param in params.items()}
-        self.keys = own.keys()
+        self.keys, self.dtype = own.keys(), next(iter(own.values())).dtype
         self.shardings = {key: Sharding.of(param) for key, param in own.items() if is_sharded(param)}
         # a value for every parameter, so that each has bookkeeping of its own
         hypers: dict[str, Any] = {name: {key: values.of(name, key) for key in own} for name in values.by_name}
@@ -143,7 +143,7 @@ class InPlace:
 
     def at_step(self, values: Values) -> tuple[Transform, Tree, Values]:
         """Return the optimizer without its step counter, its state, and hypers in which no schedule is left."""
-        tx, state, step = without_counter(self.tx, self.state)
+        tx, state, step = without_counter(self.tx, self.state, self.dtype)
         return tx, state, values if step is None else values.at(step)
 
     def count_step(self) -> None:

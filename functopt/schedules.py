@@ -15,8 +15,9 @@ Every length in steps is 1 by default, so that what is given as the step is then
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +29,18 @@ __all__ = [
     "constant_schedule",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
+    "cosine_restarts_schedule",
     "cosine_schedule",
     "exponential_decay",
     "exponential_schedule",
+    "flat_cosine_schedule",
     "join",
     "join_schedules",
     "linear_schedule",
     "polynomial_schedule",
     "power_schedule",
+    "scaled_schedule",
+    "sgdr_schedule",
     "warmup_cosine_decay_schedule",
 ]
 
@@ -169,6 +174,38 @@ class Join(NamedTuple):
             value = part if value is None else torch.where(step >= start, part, value)
         assert value is not None
         return value
+
+
+class Scaled(NamedTuple):
+    """See :func:`scaled_schedule`."""
+
+    factor: Number
+    schedule: Any
+
+    def __call__(self, step: Number) -> Tensor:
+        """Return the value at a step."""
+        return self.factor * self.schedule(step)
+
+
+class CosineRestarts(NamedTuple):
+    """See :func:`cosine_restarts_schedule`."""
+
+    init_value: Number
+    end_value: Number
+    first_steps: Number
+    multiplier: Number
+
+    def __call__(self, step: Number) -> Tensor:
+        """Return the value at a step."""
+        at = _as_tensor(step).clamp_min(0.0) / self.first_steps  # in lengths of the first cycle
+        growth = self.multiplier + torch.zeros_like(at)
+        even = growth == 1
+        growth = torch.where(even, 2.0, growth)  # the series has another sum there
+        begin = lambda n: torch.where(even, n, (growth**n - 1) / (growth - 1))
+        cycle = torch.where(even, at, torch.log1p(at * (growth - 1)) / growth.log()).floor()
+        cycle = cycle + (at >= begin(cycle + 1)).to(at.dtype) - (at < begin(cycle)).to(at.dtype)  # where log rounds
+        position = (at - begin(cycle)) / torch.where(even, 1.0, growth**cycle)
+        return self.end_value + (self.init_value - self.end_value) * 0.5 * (1 + torch.cos(math.pi * position))
 
 
 def constant_schedule(value: Number) -> Constant:
@@ -333,10 +370,58 @@ def warmup_cosine_decay_schedule(
     Raises:
         ValueError: ``decay_steps`` is not greater than ``warmup_steps``.
     """
-    _check("warmup_cosine_decay_schedule", warmup_steps=warmup_steps, decay_after_warmup=decay_steps - warmup_steps)
-    warmup = linear_schedule(init_value, peak_value, warmup_steps)
+    none = isinstance(warmup_steps, (float, int)) and warmup_steps == 0
+    _check(
+        "warmup_cosine_decay_schedule",
+        warmup_steps=1 if none else warmup_steps,
+        decay_after_warmup=decay_steps - warmup_steps,
+    )
+    warmup = constant_schedule(peak_value) if none else linear_schedule(init_value, peak_value, warmup_steps)
     return join_schedules([warmup, Cosine(peak_value, end_value, exponent, decay_steps - warmup_steps)], [warmup_steps])
 
 
+def flat_cosine_schedule(
+    init_value: Number, transition_steps: Number = 1, alpha: Number = 0.0, pct_start: float = 0.75
+) -> Scaled:
+    """Stay at ``init_value`` for ``pct_start`` of the steps, then fall to ``alpha·init_value`` along half a cosine.
+
+    fastai's ``fit_flat_cos``.
+    """
+    parts = [constant_schedule(1.0), cosine_schedule(1.0, alpha)]
+    return scaled_schedule(init_value, join([pct_start, 1 - pct_start], parts, transition_steps))
+
+
+def cosine_restarts_schedule(
+    init_value: Number, first_steps: Number = 1, multiplier: Number = 1, end_value: Number = 0.0
+) -> CosineRestarts:
+    """Fall from ``init_value`` to ``end_value`` along half a cosine and start again, for ever.
+
+    The first cycle has ``first_steps``, each one after it ``multiplier`` times as many as the one before. torch's
+    ``CosineAnnealingWarmRestarts``; Loshchilov & Hutter, "SGDR" (2017).
+    """
+    _check("cosine_restarts_schedule", first_steps=first_steps)
+    if isinstance(multiplier, (float, int)) and not multiplier >= 1:
+        raise ValueError(f"cosine_restarts_schedule: multiplier must be at least 1, got {multiplier!r}")
+    return CosineRestarts(init_value, end_value, first_steps, multiplier)
+
+
+def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Join:
+    """Run one :func:`warmup_cosine_decay_schedule` after the other, each with arguments of its own, as in optax."""
+    cycles = [warmup_cosine_decay_schedule(**kwargs) for kwargs in cosine_kwargs]
+    ends = [*itertools.accumulate(kwargs["decay_steps"] for kwargs in cosine_kwargs)]
+    return join_schedules(cycles, ends[:-1])
+
+
+def scaled_schedule(factor: Number, schedule: Any) -> Scaled:
+    """Multiply a schedule: one course for all layers, of another height for each, or a height to sweep over.
+
+    >>> {"body": scaled_schedule(0.1, schedule), "head": schedule}
+    """
+    _check_parts("scaled_schedule", [schedule], [factor], "factor", 1)
+    return Scaled(factor, schedule)
+
+
 # A schedule may be a hyper of a param group, and so a part of a state_dict that torch.load(weights_only=True) reads.
-torch.serialization.add_safe_globals([Constant, Power, Polynomial, Cosine, CosineDecay, Exponential, Geometric, Join])
+torch.serialization.add_safe_globals(
+    [Constant, Power, Polynomial, Cosine, CosineDecay, CosineRestarts, Exponential, Geometric, Join, Scaled]
+)

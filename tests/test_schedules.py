@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import functopt as fo
+from functopt.schedules import cosine_restarts_schedule, flat_cosine_schedule, scaled_schedule, sgdr_schedule
 
 DATA = Path(__file__).parent / "data"
 ARRAYS = np.load(DATA / "optax.npz")
@@ -43,6 +44,13 @@ MORE: dict[str, Any] = {
     "cosine": fo.cosine_schedule(0.3, 0.6, 20),
     "power": fo.power_schedule(0.1, 0.9, 3.0, 20),
     "geometric": fo.exponential_schedule(1e-4, 1.0, 20),
+    "flat_cosine": flat_cosine_schedule(0.3, 20, alpha=0.1),
+    "restarts": cosine_restarts_schedule(0.3, 4, 2, end_value=0.01),
+    "restarts/even": cosine_restarts_schedule(0.3, 4),
+    "scaled": scaled_schedule(0.3, fo.cosine_schedule(1.0, 0.1, 20)),
+    "sgdr": sgdr_schedule(
+        [{"init_value": 0.1, "peak_value": p, "warmup_steps": 2, "decay_steps": 9} for p in (1, 0.5)]
+    ),
     "join by fractions": fo.join([0.25, 0.75], [fo.linear_schedule(0.0, 1.0), fo.cosine_schedule(1.0, 0.1)], 20),
 }
 
@@ -107,6 +115,8 @@ def test_computes_in_the_precision_of_the_step(schedule: Any):
         (fo.cosine_decay_schedule(0.8, 10, alpha=0.25), 0.8, 0.2),
         (fo.cosine_onecycle_schedule(10, 0.5), 0.02, 0.02 / 1e4),
         (fo.warmup_cosine_decay_schedule(0.1, 0.5, 4, 10, 0.2), 0.1, 0.2),
+        (flat_cosine_schedule(0.8, 10, alpha=0.25), 0.8, 0.2),
+        (scaled_schedule(2.0, fo.cosine_schedule(0.4, 0.1, 10)), 0.8, 0.2),
     ],
 )
 def test_starts_and_ends_where_it_says_and_stays_there(schedule: Any, start: float, end: float):
@@ -151,6 +161,86 @@ def test_derivatives_are_finite_at_boundaries():
             slopes = torch.func.grad(lambda s, at=step: s(torch.tensor(at, dtype=torch.float64)))(tensors)
             for path, slope in fo.tree.leaves_with_paths(slopes):
                 assert slope.isfinite(), f"{type(schedule).__name__} at {step}: {path}"
+
+
+# Restarts, and a flat start
+
+
+@pytest.mark.parametrize("multiplier", [1, 2, 3])
+def test_restarts_are_those_of_torch(multiplier):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs: Any = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 5, multiplier, eta_min=0.01)
+    ours = cosine_restarts_schedule(0.5, 5, multiplier, end_value=0.01)
+    for step in range(400):
+        # sums of cosines, in float64
+        assert value(ours, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
+        optimizer.step()
+        theirs.step()
+    theirs.step(7.25)  # between two steps
+    assert value(ours, 7.25) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+@pytest.mark.parametrize("multiplier", [1, 1.5, 2, 3, 10])
+def test_restarts_begin_at_the_top_however_late(multiplier):
+    start, length = 0.0, 7.0
+    for _ in range(12):
+        restarts = cosine_restarts_schedule(0.5, 7, multiplier)
+        assert value(restarts, start) == 0.5
+        assert value(restarts, start + length / 2) == pytest.approx(0.25, rel=1e-9)
+        assert value(restarts, start + length * (1 - 1e-6)) < 1e-9
+        start, length = start + length, length * multiplier
+
+
+def test_restarts_of_several_lengths_at_once():
+    multipliers = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    swept = torch.func.vmap(lambda m: cosine_restarts_schedule(0.5, 5, m)(13))(multipliers)
+    alone = [value(cosine_restarts_schedule(0.5, 5, m), 13) for m in (1, 2, 3)]
+    torch.testing.assert_close(swept, torch.tensor(alone, dtype=torch.float64), rtol=1e-12, atol=0.0)
+    with pytest.raises(ValueError, match=r"multiplier must be at least 1, got 0\.5"):
+        cosine_restarts_schedule(0.5, 5, 0.5)
+
+
+def test_sgdr_is_that_of_optax():
+    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    cycles = [
+        {"init_value": 0.0, "peak_value": 0.5, "warmup_steps": 2, "decay_steps": 8, "end_value": 0.1},
+        {
+            "init_value": 0.1,
+            "peak_value": 0.3,
+            "warmup_steps": 3,
+            "decay_steps": 20,
+            "end_value": 0.02,
+            "exponent": 2.0,
+        },
+        {"init_value": 0.02, "peak_value": 0.2, "warmup_steps": 1, "decay_steps": 5},
+    ]
+    theirs, ours = optax.sgdr_schedule(cycles), sgdr_schedule(cycles)
+    for step in range(45):
+        # optax computes in float32
+        want = float(theirs(jax.numpy.asarray(step)))
+        assert value(ours, step) == pytest.approx(want, rel=1e-5, abs=1e-7), step
+
+
+def test_flat_cosine():
+    schedule = flat_cosine_schedule(0.4, 100, alpha=0.25, pct_start=0.6)
+    for step in range(120):
+        s = min(max((step - 60) / 40, 0.0), 1.0)
+        want = 0.1 + 0.3 * (1 + math.cos(math.pi * s)) / 2
+        assert value(schedule, step) == pytest.approx(want, rel=1e-12), step
+
+
+def test_scaled():
+    course = fo.cosine_schedule(1.0, 0.1, 10)
+    for step in range(12):
+        assert value(scaled_schedule(3.0, course), step) == 3.0 * value(course, step)
+    with pytest.raises(TypeError, match="scaled_schedule: part 0 is a float, expected a schedule"):
+        scaled_schedule(0.1, 0.5)
+
+
+def test_new_schedules_are_saved_with_an_optimizer(tmp_path):
+    course = {"a": scaled_schedule(0.5, cosine_restarts_schedule(1.0, 5, 2)), "b": flat_cosine_schedule(0.1, 10)}
+    torch.save(course, tmp_path / "schedules.pt")
+    assert torch.load(tmp_path / "schedules.pt", weights_only=True) == course
 
 
 # As hypers
@@ -207,3 +297,10 @@ def test_settings_of_a_schedule_can_be_swept_and_differentiated():
     shares = sum(0.5 * (1 + math.cos(math.pi * t / 10)) for t in range(5))
     torch.testing.assert_close(swept, -shares * peaks, rtol=1e-14, atol=0.0)
     torch.testing.assert_close(torch.func.grad(train)(peaks[0]), torch.tensor(-shares, dtype=torch.float64))
+
+
+def test_no_warm_up_at_all():
+    schedule, cosine = fo.warmup_cosine_decay_schedule(0.0, 0.1, 0, 20), fo.cosine_schedule(0.1, 0.0, 20)
+    assert [value(schedule, i) for i in range(25)] == pytest.approx([value(cosine, i) for i in range(25)], rel=1e-12)
+    with pytest.raises(ValueError, match="warmup_steps must be positive"):
+        fo.warmup_cosine_decay_schedule(0.0, 0.1, -1, 20)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from functopt import tree
 from functopt.base import Transform
 from functopt.compile import compile as compiled
 from functopt.hypers import check_hyper
@@ -47,7 +48,7 @@ class Trained(Protocol):
         """Return the predictions for a batch and its target; nothing is changed."""
         ...
 
-    def loss_of(self, predictions: Any, target: Any) -> Tensor:
+    def loss_of(self, predictions: Any, target: Any, /) -> Tensor:
         """Return the loss of predictions."""
         ...
 
@@ -140,11 +141,12 @@ class Learner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of parameters, buffers, the optimizer's state and groups, and what is frozen."""
+        """Return a copy of parameters, buffers, the optimizer's state and groups, and which parameters are frozen."""
         return {
             "model": {name: tensor.clone() for name, tensor in self._tensors().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "frozen_idx": self.optimizer.frozen_idx,
+            "frozen": [name for name, param in self.model.named_parameters() if not param.requires_grad],
         }
 
     @torch.no_grad()
@@ -154,12 +156,17 @@ class Learner:
         Raises:
             ValueError: tensors or groups do not match those here. Nothing is changed then.
         """
+        _check_entries(state_dict, {"model", "optimizer", "frozen_idx", "frozen"}, "Learner")
         own, saved = self._tensors(), state_dict["model"]
         _check_tensors(own, saved)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state_dict["optimizer"]))
+        self.optimizer.zero_grad()
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-        self.optimizer.freeze_to(state_dict["frozen_idx"])
+        # not freeze_to: parameters may be frozen one by one, too
+        self.optimizer.frozen_idx = state_dict["frozen_idx"]
+        for name, param in self.model.named_parameters():
+            param.requires_grad_(name not in state_dict["frozen"])
 
 
 class PureLearner:
@@ -170,7 +177,8 @@ class PureLearner:
     the one before.)
 
     Args:
-        model: a module; its own parameters and buffers stay as they are.
+        model: a module; its own parameters and buffers stay as they are. All parameters train, also those that do not
+            require gradients: to freeze one give it a learning rate of 0.
         tx: the optimizer.
         loss_fn: ``(predictions, target) -> loss``.
         compile: compile the gradient and the update.
@@ -182,14 +190,13 @@ class PureLearner:
         self, model: nn.Module, tx: Transform, loss_fn: Callable[[Any, Any], Tensor], *, compile: bool = False
     ) -> None:
         self.model, self.tx, self.loss_of = model, tx, loss_fn
-        self.params = {name: param.detach().clone() for name, param in model.named_parameters()}
-        self.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        self.params: Tree = {name: param.detach().clone() for name, param in model.named_parameters()}
+        self.buffers: Tree = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.state: Tree = tx.init(self.params)
         self._given: dict[str, Any] = {}
         self._pending: tuple[Tensor, Tree] | None = None
-        differentiate, update = self._differentiate, tx.update
-        self._grad = torch.compile(differentiate) if compile else differentiate
-        self._update = compiled(update, donate=(1, 2)) if compile else update
+        self._grad = torch.compile(self._differentiate) if compile else self._differentiate
+        self._update = compiled(tx.update, donate=(2, 1)) if compile else tx.update
 
     def _differentiate(self, params: Tree, buffers: Tree, inputs: tuple[Any, ...], target: Any) -> Any:
         def loss_fn(params: Tree) -> tuple[Tensor, Tree]:
@@ -250,7 +257,7 @@ class PureLearner:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of parameters, buffers, the optimizer's state and the hypers that were set."""
         own = {"params": self.params, "buffers": self.buffers, "state": self.state, "hypers": self._given}
-        return optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, own)
+        return _copied(own)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -258,13 +265,16 @@ class PureLearner:
         Raises:
             ValueError: parameters or state do not match those here. Nothing is changed then.
         """
+        _check_entries(state_dict, {"params", "buffers", "state", "hypers"}, "PureLearner")
         _check_tensors(self.params, state_dict["params"])
         _check_tensors(self.buffers, state_dict["buffers"])
         if optree.tree_structure(state_dict["state"]) != optree.tree_structure(self.state):
             raise ValueError("load_state_dict: the saved state is that of another optimizer")
-        own = optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, dict(state_dict))
-        self.params, self.buffers, self.state, self._given = own["params"], own["buffers"], own["state"], own["hypers"]
-        self._pending = None
+        self.tx.check_names(state_dict["hypers"])
+        fresh = tree.map(_like, state_dict["state"], self.state)  # the one that can fail comes first
+        self.params = tree.map(_like, state_dict["params"], self.params)
+        self.buffers = tree.map(_like, state_dict["buffers"], self.buffers)
+        self.state, self._given, self._pending = fresh, _copied(state_dict["hypers"]), None
 
     @torch.no_grad()
     def to_model(self) -> nn.Module:
@@ -273,6 +283,25 @@ class PureLearner:
         for name, tensor in {**self.params, **self.buffers}.items():
             own[name].copy_(tensor)
         return self.model
+
+
+def _copied(own: Any) -> Any:
+    return optree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, own)
+
+
+def _like(saved: Tensor, own: Tensor) -> Tensor:
+    """Return a copy of a saved tensor on the device and in the dtype of the one in whose place it comes."""
+    if saved.shape != own.shape:
+        raise ValueError(
+            f"load_state_dict: the saved state has a tensor of shape {list(saved.shape)} where one of "
+            f"{list(own.shape)} is here; it is that of another optimizer"
+        )
+    return saved.detach().to(own.device, own.dtype, copy=True)
+
+
+def _check_entries(state_dict: Mapping[str, Any], wanted: set[str], whose: str) -> None:
+    if {*state_dict} != wanted:
+        raise ValueError(f"load_state_dict: expected the state of a {whose}, got the entries {sorted(state_dict)}")
 
 
 def _check_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

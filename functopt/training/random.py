@@ -12,7 +12,7 @@ __all__ = ["random_state", "set_random_state"]
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of the global generators of Python, numpy and torch, the latter of every device in use.
+    """Return the state of the global generators of Python, numpy and torch (of the CPU, and of CUDA if in use).
 
     It is made of tensors, numbers, strings and lists, so that ``torch.load(weights_only=True)`` reads it.
     """
