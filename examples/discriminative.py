@@ -21,9 +21,7 @@ from torch.nn.functional import cross_entropy
 from transfer import BASE_LR, BATCH, LR_MULT, WEIGHT_DECAY, Task, task
 
 import functopt as fo
-from functopt.training.metrics import Mean, accuracy
-from functopt.training.param_scheduler import hypers_at, one_cycle
-from functopt.training.recorder import Recorder
+from functopt.training import Mean, Recorder, accuracy, hypers_at, one_cycle
 
 Tree = Any
 

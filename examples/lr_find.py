@@ -23,10 +23,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import functopt as fo
-from functopt.training.learner import Learner
-from functopt.training.lr_find import LRCurve, lr_find
-from functopt.training.lr_sweep import LRSweep, lr_sweep, pure_loss
-from functopt.training.suggestions import Suggestions
+from functopt.training import Learner, LRCurve, LRSweep, Suggestions, lr_find, lr_sweep, pure_loss
 
 LOW, HIGH = 1e-4, 10.0
 

@@ -32,13 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import functopt as fo
 from functopt.plotting import smoothed
-from functopt.training.callbacks import Callback
-from functopt.training.fit import fit
-from functopt.training.learner import Learner
-from functopt.training.metrics import accuracy, validate
-from functopt.training.param_scheduler import combine_scheds
-from functopt.training.recorder import Recorder
-from functopt.training.run import Run
+from functopt.training import Callback, Learner, Recorder, Run, accuracy, combine_scheds, fit, validate
 
 # The tour
 

@@ -27,10 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import functopt as fo
 from functopt.plotting import smoothed
-from functopt.training.learner import Learner
-from functopt.training.metrics import accuracy
-from functopt.training.policies import fit_one_cycle
-from functopt.training.recorder import Recorder
+from functopt.training import Learner, Recorder, accuracy, fit_one_cycle
 
 BASE_LR, LR_MULT, WEIGHT_DECAY = 5e-3, 100.0, 0.05
 BATCH = 5

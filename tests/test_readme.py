@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import functopt as fo
+from functopt import training
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +25,7 @@ def namespace(tmp_path_factory) -> dict:
         torch.manual_seed(0)
         for i, block in enumerate(BLOCKS):
             exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
-        assert {path.name for path in Path.cwd().iterdir()} == {"lr.png", "sweep.csv", "optimizer.pt"}
+        assert {path.name for path in Path.cwd().iterdir()} == {"lr.png", "sweep.csv", "optimizer.pt", "loss.png"}
     return names
 
 
@@ -89,9 +90,22 @@ def test_pictures_and_files_that_the_readme_names_exist():
 
 
 def test_every_public_name_is_documented():
-    for name in dir(fo):
-        if not name.startswith("_"):
-            assert getattr(fo, name).__doc__, name
+    for module in (fo, training):
+        for name in dir(module):
+            if not name.startswith("_"):
+                assert getattr(module, name).__doc__, name
+
+
+def test_the_pieces_of_the_table_exist():
+    table = TEXT.split("## Train")[1].split("## Speed")[0]
+    names = [
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    ]
+    assert len(names) > 15
+    assert {*names} <= {*training.__all__}
 
 
 def test_functions_in_the_table_of_names_exist():

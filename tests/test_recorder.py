@@ -535,6 +535,21 @@ def test_runs_are_compared_over_one_axis(count):
         np.testing.assert_allclose(lines[name].get_ydata(), debiased(recorder.losses, 0.5)[3:], rtol=1e-12)
     assert len({str(lines[name].get_color()) for name in recorders}) == count
     assert lines["run 0"].get_color() == lines["run 0, validation"].get_color()
+    assert texts(compare(recorders, validation=False)) == list(recorders)
+
+
+def test_metrics_are_drawn_over_steps():
+    first, second = noisy(0), noisy(1)
+    for recorder, values in ((first, [0.1, 0.4]), (second, [0.2])):
+        for epoch, value in enumerate(values):
+            recorder.record_metrics(epoch, {"accuracy": value})
+    ax = second.plot_metric("accuracy", first.plot_metric("accuracy", label="first"), label="second")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "accuracy")
+    assert [list(line.get_ydata()) for line in lines_of(ax)] == [[0.1, 0.4], [0.2]]
+    assert [line.get_xdata()[0] for line in lines_of(ax)] == [len(first), len(second)]
+    assert texts(ax) == ["first", "second"]
+    with pytest.raises(KeyError, match=r"no 'f1' was recorded after an epoch; there are \['accuracy'\]"):
+        first.plot_metric("f1")
 
 
 def test_without_matplotlib(monkeypatch):

@@ -52,13 +52,20 @@ def _loss_label(smooth: float) -> str:
 
 
 def plot_loss(
-    recorder: Recorder, ax: Axes | None, smooth: float, skip_start: int, skip_end: int, label: str | None
+    recorder: Recorder,
+    ax: Axes | None,
+    smooth: float,
+    skip_start: int,
+    skip_end: int,
+    label: str | None,
+    validation: bool = True,
 ) -> Axes:
     """Draw the loss over the steps; see :meth:`Recorder.plot_loss <functopt.training.Recorder.plot_loss>`."""
     part, losses = _part(recorder, smooth, skip_start, skip_end, "plot_loss")
     ax = new_axes(ax)
     steps = recorder.steps[part]
     rows = [row for row in recorder.epochs if "valid_loss" in row and steps[0] <= row["step"] <= steps[-1] + 1]
+    rows = rows if validation else []
     train = label if label is not None or not rows else "train"
     (line,) = ax.plot(steps, losses, linewidth=1.2, label=train)
     if rows:
@@ -89,6 +96,19 @@ def plot_against_lr(
     return ax
 
 
+def plot_metric(recorder: Recorder, name: str, ax: Axes | None, label: str | None) -> Axes:
+    """Draw a metric of the epochs; see :meth:`Recorder.plot_metric <functopt.training.Recorder.plot_metric>`."""
+    rows = [row for row in recorder.epochs if name in row]
+    if not rows:
+        names = sorted({own for row in recorder.epochs for own in row} - {"epoch", "step"})
+        raise KeyError(f"plot_metric: no {name!r} was recorded after an epoch; there are {names}")
+    ax = new_axes(ax)
+    ax.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", markersize=4, linewidth=1.2, label=label)
+    ax.set(xlabel="step", ylabel=name)
+    _legend(ax)
+    return ax
+
+
 def plot_hyper(recorder: Recorder, name: str, ax: Axes | None, label: str | None) -> Axes:
     """Draw a hyper over the steps; see :meth:`Recorder.plot_hyper <functopt.training.Recorder.plot_hyper>`."""
     return _draw_lines(recorder.steps, recorder.lines(name), name, "step", ax, label)
@@ -115,6 +135,7 @@ def compare(
     smooth: float = 0.98,
     skip_start: int = 0,
     skip_end: int = 0,
+    validation: bool = True,
 ) -> Axes:
     """Draw the losses of several runs over one axis, with their validation losses dashed.
 
@@ -124,6 +145,7 @@ def compare(
         smooth: as in :meth:`Recorder.plot_loss <functopt.training.Recorder.plot_loss>`.
         skip_start: steps of each run to leave out at its start.
         skip_end: steps of each run to leave out at its end.
+        validation: draw the validation losses.
 
     Returns:
         The axes.
@@ -143,7 +165,7 @@ def compare(
     if count > 10:  # more than there are colours that one tells apart
         ax.set_prop_cycle(color=[colormaps["viridis"](i / (count - 1)) for i in range(count)])
     for name, recorder in recorders.items():
-        plot_loss(recorder, ax, smooth, skip_start, skip_end, name)
+        plot_loss(recorder, ax, smooth, skip_start, skip_end, name, validation)
     _legend(ax)
     return ax
 

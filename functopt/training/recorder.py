@@ -335,6 +335,15 @@ class Recorder:
         """
         return plot.plot_hyper(self, name, ax, label)
 
+    def plot_metric(self, name: str, ax: Axes | None = None, *, label: str | None = None) -> Axes:
+        """Draw a metric of the epochs (``"accuracy"``, say) over the steps.
+
+        Raises:
+            KeyError: it was not recorded.
+            ImportError: matplotlib is not installed.
+        """
+        return plot.plot_metric(self, name, ax, label)
+
 
 def _groups(hypers: Any) -> Sequence[Mapping[str, Any]]:
     if hypers is None:
