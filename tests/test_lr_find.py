@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,8 @@ from functopt.training.random import random_state
 from functopt.training.suggestions import Suggestions, minimum, slide, steep, suggest, valley
 
 sys.path.insert(0, str(Path(__file__).parent / "clients"))
-from client import data, load, net
+client: Any = import_module("client")
+data, load, net = client.data, client.load, client.net
 
 # in fastai's code
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")

@@ -296,7 +296,11 @@ def test_interrupted_it_shows_what_there_is(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(tour.OnTrainingData, "after_epoch", interrupt)
     out = tmp_path / "tour.png"
-    results = tour.main(["--epochs", "2", "--shrink", "8", "--out", str(out)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        results = tour.main(["--epochs", "2", "--shrink", "8", "--out", str(out)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [(result.name, len(result.rows)) for result in results] == [("SGD", 2), ("SGD, cosine", 1)]
     assert "SGD, cosine" in capsys.readouterr().out
     assert out.exists()
