@@ -44,9 +44,8 @@ class _Counting(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {
-            leaf.untyped_storage()._cdata for leaf in optree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        }
+        given = [*optree.tree_leaves(args), *optree.tree_leaves(kwargs or {})]
+        before = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in optree.tree_leaves(out):
             storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
