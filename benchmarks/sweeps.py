@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +20,7 @@ TO_REACH = {
     "optax": {"mlp_small": 2.5, "mlp_medium": 2.5},
 }
 AHEAD = 16  # steps whose batches a sweep reads at once; and those of one call of the scan
+SETTLED = 1 + AHEAD  # steps after which a sweep is timed: the first is a call of its own
 SECONDS = 0.15  # that one repetition takes, about
 LONGEST = 3.0  # seconds of one step, beyond which a contender is given up
 TRIALS = 5  # that a sweep compiles at most, before it is chosen how it is run
@@ -32,7 +31,7 @@ BYTES = 28  # of memory that AdamW moves for a parameter: reads p, g and two ave
 
 
 class Ours:
-    """functopt.sweep, the only place here that knows how it is called: one that goes on, in a thread of its own."""
+    """functopt.sweep, the only place here that knows how it is called: timed without its beginning."""
 
     def __init__(self, name: str, members: int, *, tune: bool = True) -> None:
         import torch
@@ -48,58 +47,32 @@ class Ours:
             x, y = batch
             return F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
-        self._allowed, self._asked = threading.Semaphore(0), threading.Semaphore(0)
-        self._ends = False
-        self._result: Any = None
-        self._error: BaseException | None = None
+        self._began = 0.0
 
-        def feed() -> Iterator[Any]:
-            for batch in itertools.cycle(data):
-                if not self._allowed.acquire(blocking=False):
-                    self._asked.release()  # all that was allowed is done
-                    self._allowed.acquire()
-                if self._ends:
-                    return
-                yield batch
+        def feed(steps: int) -> Iterator[Any]:
+            for i in range(SETTLED + steps):
+                if i == SETTLED:  # all that was asked for before is done
+                    self._began = time.perf_counter()
+                yield data[i % len(data)]
+            self._seconds = time.perf_counter() - self._began
 
-        def train() -> None:
-            try:
-                self._result = fo.sweep(loss_fn, params, fo.adamw(), space, feed(), tune=tune, progress=False)
-            except BaseException as error:
-                self._error = error
-            self._asked.release()
+        def sweep(steps: int, tune: Any) -> Any:
+            return fo.sweep(loss_fn, params, fo.adamw(), space, feed(steps), tune=tune, progress=False)
 
-        self._thread = threading.Thread(target=train, daemon=True)
-        self._thread.start()
-        self._wait()
-
-    def _wait(self) -> None:
-        self._asked.acquire()
-        if self._error is not None:
-            raise self._error
+        self._sweep = sweep
+        self._result = sweep(AHEAD, tune)
 
     def run(self, steps: int) -> float:
-        """Go on training for some steps; return the seconds.
-
-        The sweep reads batches for AHEAD steps before it takes them, so it is a multiple of that; the steps of the
-        last batches of a call belong to the next one.
-        """
-        began = time.perf_counter()
-        self._allowed.release(steps)
-        self._wait()
-        return time.perf_counter() - began
+        """Train from the start; return the seconds of some steps in the middle, a multiple of those read at once."""
+        self._result = self._sweep(steps, self._result.plan)
+        return self._seconds
 
     def read(self) -> dict[str, Any]:
-        """End the sweep, and return the first member's parameters."""
-        self._ends = True
-        self._allowed.release()
-        self._thread.join()
-        assert self._result is not None
+        """Return the first member's parameters."""
         return {name: leaf.numpy() for name, leaf in self._result.params(0).items()}
 
     def plan(self) -> dict[str, int]:
-        """End the sweep, and return how it was run."""
-        self.read()
+        """Return how the sweep is run."""
         return self._result.plan._asdict()
 
 
@@ -177,7 +150,7 @@ def repetition(steps: int) -> float:
 
 
 def plan() -> dict[str, int]:
-    """Return how a sweep was run, which ends it."""
+    """Return how a sweep was run."""
     return _contender.plan()
 
 

@@ -97,6 +97,11 @@ def test_a_tuned_sweep_computes_the_same(monkeypatch, best):
     tuned = run(True)
     assert tuned.plan == best
     assert len(tried) >= 3
+    tried.clear()
+    again = run(tuned.plan)
+    assert not tried
+    assert again.plan == best
+    assert torch.equal(again.losses, tuned.losses)
     assert torch.equal(torch.get_rng_state(), state)
     # another form of the same sums
     torch.testing.assert_close(tuned.losses, plain.losses, rtol=1e-12, atol=1e-12)

@@ -53,7 +53,7 @@ def sweep(
     compile: bool = True,
     block: int = 1,
     threads: int | None = None,
-    tune: bool = False,
+    tune: bool | Plan = False,
     randomness: str = "error",
     progress: bool | None = None,
 ) -> SweepResult:
@@ -100,7 +100,8 @@ def sweep(
         threads: how many threads to compute with, while the sweep runs.
         tune: try out first how many members at a time (where there are many), how many threads and which form of
             convolutions are the fastest, and go on with these: for long sweeps, since each trial compiles. What is
-            given as ``chunk`` and ``threads`` stays. See ``plan`` of the result.
+            given as ``chunk`` and ``threads`` stays. What was found is ``plan`` of the result, which may be given here
+            to a sweep of the same kind, that then tries nothing.
         randomness: how random operations in the loss behave across members: ``"different"``, ``"same"`` or ``"error"``.
         progress: show steps per second, members alive and the best loss; by default on a terminal only.
 
@@ -135,7 +136,9 @@ def sweep(
         each = memory.member_bytes(loss, one, state)
 
     on_cpu = like.device.type == "cpu"
-    plan = Plan(min(chunk or count, count), threads or torch.get_num_threads(), COLUMNS if compile and on_cpu else 0)
+    usual = Plan(count, torch.get_num_threads(), COLUMNS if compile and on_cpu else 0)
+    plan = tune if isinstance(tune, Plan) else usual
+    plan = plan._replace(chunk=min(chunk or plan.chunk, count), threads=threads or plan.threads)
 
     def needs(size: int) -> int:
         return each * size + (count * memory.size_of(one, state) if size < count else 0)
@@ -148,7 +151,7 @@ def sweep(
     memory.check_fits(needs(plan.chunk), each, count, plan.chunk, like.device)
     began = time.perf_counter()
     with keeping_all() if on_cpu else contextlib.nullcontext(), attention(like.device):
-        if tune:
+        if tune is True:
             _, trial = Reader(batches if isinstance(batches, Batches) else [first], block).read(1)
             others = alternatives(
                 plan,
