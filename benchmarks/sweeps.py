@@ -47,7 +47,7 @@ class Ours:
             x, y = batch
             return F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
-        self._began = 0.0
+        self._began = self._seconds = 0.0
 
         def feed(steps: int) -> Iterator[Any]:
             for i in range(SETTLED + steps):
