@@ -17,7 +17,7 @@ from functopt.inplace import InPlace, Key, Values, same
 from functopt.param_state import SHARED, entries, select
 from functopt.recording import record, record_with_sums
 from functopt.sharded import assign, is_sharded, naming, storage
-from functopt.tape import Tape
+from functopt.tape import Buffers, Tape
 from functopt.tree import Tree
 
 __all__ = ["EagerStep", "shows_gaps"]
@@ -26,6 +26,7 @@ PIECE = 1 << 19  # entries worked on at once: few enough for what a step compute
 ELSEWHERE = 1 << 22  # the same where starting an operation costs more, as on a GPU
 SAMPLE = 1 << 14  # entries with which a step is recorded
 SAMPLES_OF_LEAF = (1021, 509)  # the same where sums are taken over a leaf; lengths that nobody means by something else
+KEPT = 8  # recordings from step to step: those of the hypers that groups have now
 SMALL = 1 << 14  # parameters up to this size are gathered: their arithmetic costs less than calling it
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -43,6 +44,7 @@ class _Step(NamedTuple):
     later: Later
     tapes: list[tuple[Any, Tape | None]]  # what was recorded, with the hypers and dtypes that it holds for
     memory: set[int]  # the storages of the state
+    room: Buffers  # for what is computed on the way
 
     def write(self, pairs: Pairs) -> None:
         """Put new tensors where the old ones are."""
@@ -82,6 +84,8 @@ class EagerStep:
         self.owner = owner
         keep_freed_memory()
         self.memory = {storage(leaf) for leaf in tree.leaves(owner.state)}
+        self.tapes: list[tuple[Any, Tape | None]] = []
+        self.room = Buffers(min(PIECE, max(param.numel() for param in params.values())))
         tx, state, _ = owner.at_step(Values({}, {}))
         small = owner.packed and len(owner.layout.fields) == 1 and owner.layout.size <= PIECE
         if small and not (owner.on_shards and tx.links_beyond("element")):
@@ -106,7 +110,9 @@ class EagerStep:
         route = self.route
         if len(grads) < len(params):
             route = self.with_gaps = self.with_gaps or self._piecewise(params)
-        step = _Step(route.tx, params, grads, values, extras, {}, [], self.memory)
+        # extras are baked into what is recorded; hypers are compared with those at hand
+        tapes = [] if extras or route.by_norm else self.tapes
+        step = _Step(route.tx, params, grads, values, extras, {}, tapes, self.memory, self.room)
         if route.head is not None:
             ahead, state = route.head
             state = select(state, self.owner.keys, grads.keys())
@@ -121,6 +127,7 @@ class EagerStep:
         for piece in route.pieces:
             piece(step)
         step.write(step.later.values())
+        del self.tapes[:-KEPT]
         self.owner.count_step()
 
     def _piecewise(self, params: Mapping[Key, Tensor]) -> _Route:
@@ -260,6 +267,8 @@ class _Slices:
         return next(alike, _NEW)
 
     def _note(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor, tape: Tape | None) -> Tape | None:
+        if tape is not None:
+            tape.room = step.room
         step.tapes.append(((values, self._kinds(param, grad)), tape))
         return tape
 

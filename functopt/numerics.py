@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator_dtype", "add_scaled", "lerp", "maximum", "minimum", "once", "sqrt", "where"]
+__all__ = ["accumulator_dtype", "add_scaled", "lerp", "maximum", "minimum", "once", "root", "sqrt", "where"]
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -16,6 +16,17 @@ def sqrt(x: Tensor) -> Tensor:
     the value then differs from the exact one by less than 1.1e-19 (float32) or 1.5e-154 (float64).
     """
     return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+def root(x: Tensor, eps: float | Tensor) -> Tensor:
+    """Return the square root of ``x >= 0`` to which ``eps`` is about to be added, so that something is divided by it.
+
+    As :func:`sqrt`, but where ``eps`` is a positive number and nobody differentiates nothing can go wrong at 0: a pass
+    over the entries less.
+    """
+    if isinstance(eps, (float, int)) and eps > 0 and not torch.is_grad_enabled():
+        return x.sqrt()
+    return sqrt(x)
 
 
 def lerp(start: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
@@ -42,6 +53,8 @@ def add_scaled(x: Tensor, factor: float | Tensor, y: Tensor) -> Tensor:
     if isinstance(factor, (float, int)):
         if factor == 0 and x.shape == y.shape and x.dtype == y.dtype and not torch.compiler.is_compiling():
             return x  # no weight decay, mostly: a pass less
+        if factor == 1 and not torch.compiler.is_compiling():
+            return x + y  # which may be one pass with what x is made of
         return torch.add(x, y, alpha=factor)
     return x + factor * y
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["SUM", "Noted", "Tape", "deterministic"]
+__all__ = ["SUM", "Buffers", "Noted", "Tape", "deterministic"]
 
 
 class _Op(NamedTuple):
@@ -37,6 +37,25 @@ class Noted(NamedTuple):
     result: int
 
 
+class Buffers:
+    """Memory in which intermediate results take turns; fresh memory would have to be cleared by the system first.
+
+    Args:
+        entries: how many each buffer has at least.
+    """
+
+    def __init__(self, entries: int = 0) -> None:
+        self.entries = entries
+        self._known: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, number: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+        """Return the buffer of a number, as long as a slice and on its device."""
+        numel, key = like.numel(), (number, dtype, like.device)
+        if key not in self._known or self._known[key].numel() < numel:
+            self._known[key] = torch.empty(max(numel, self.entries), dtype=dtype, device=like.device)
+        return self._known[key][:numel]
+
+
 class Tape:
     """The operations of a function: those on slices, and those on 0-d tensors, which all slices have in common.
 
@@ -55,6 +74,9 @@ class Tape:
         inputs: how many of them are inputs.
         outputs: for each input the number of what takes its place; itself if nothing does.
         lengths: the numbers of values that are the number of entries of the tensor.
+
+    Attributes:
+        room: its buffers; tapes that are played one after the other may share them.
     """
 
     def __init__(
@@ -62,7 +84,7 @@ class Tape:
     ) -> None:
         results = {op.result for op in noted}
         self.memory: list[Any] = [None if i < inputs or i in results else x for i, x in enumerate(values)]
-        self.lengths = lengths
+        self.lengths, self.room = lengths, Buffers()
         self._entries = next(i for i, value in enumerate(values) if value.ndim)
         level = _levels(noted, values)
         ops = [op for op in noted if _on_slices(op, values)]
@@ -117,7 +139,7 @@ class Tape:
             inputs: the tensors of the slice, in the order in which they were recorded.
             number: of the pass.
         """
-        self._passes[number].play(memory, inputs, inputs[self._entries])
+        self._passes[number].play(memory, inputs, inputs[self._entries], self.room)
 
     def finish(self, memory: list[Any], number: int = 0) -> None:
         """End a pass, when all slices have been played."""
@@ -136,7 +158,6 @@ class _Pass:
 
     def __init__(self, tape: Tape, scalar_ops: list[_Op], sums: list[int]) -> None:
         self.template, self.scalar_ops, self.sums = tape.memory, scalar_ops, sums
-        self._buffers: dict[int, Tensor] = {}
 
     def begin(self, memory: list[Any]) -> None:
         """Compute what the slices have in common in this pass."""
@@ -218,13 +239,11 @@ class _Pass:
         # what could not be written at once; an input that moves is read before anything is written
         self.copies = [(i, place[new], new < inputs) for i, new in outputs.items() if place[new] != i]
 
-    def play(self, memory: list[Any], inputs: Sequence[Tensor], one: Tensor) -> None:
+    def play(self, memory: list[Any], inputs: Sequence[Tensor], one: Tensor, room: Buffers) -> None:
         """Do to a slice what was recorded, and add up its part of the sums."""
         common, memory = memory, [*inputs, *memory[len(inputs) :]]
-        for i, dtype in self.buffers.items():
-            if i not in self._buffers or self._buffers[i].numel() < one.numel():
-                self._buffers[i] = torch.empty(one.shape, dtype=dtype, device=one.device)
-            memory[i] = self._buffers[i][: one.numel()]
+        for number, (i, dtype) in enumerate(self.buffers.items()):
+            memory[i] = room.take(number, dtype, one)
         for call, reads, kwargs, to, in_place in self.ops:
             if in_place:
                 call(*reads(memory), **kwargs, out=memory[to])

@@ -10,7 +10,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
-from functopt.numerics import accumulator_dtype, once, sqrt
+from functopt.numerics import accumulator_dtype, once, root, sqrt
 from functopt.tree import Tree
 
 __all__ = [
@@ -107,7 +107,7 @@ def scale_momentum_by_rms(momentum=0.9, decay=0.99, eps=1e-8) -> Any:
     def transform(updates, state, params, momentum, decay, eps):
         m = state.trace.update(updates, momentum, 1.0)
         nu = state.nu.update(_squares(updates), decay)
-        out = tree.map(lambda m, v, eps: m / (sqrt(v) + eps), m.total, nu.total, eps)
+        out = tree.map(lambda m, v, eps: m / (root(v, eps) + eps), m.total, nu.total, eps)
         return out, ScaleByMomentumOverRmsState(m, nu)
 
     return init, transform
@@ -189,7 +189,7 @@ def scale_by_adam(
             groups = tree.scalars(params, mu.weight, nu.weight, eps)
             factor = tree.map(lambda _, w, v: once(w / sqrt(v)), groups, mu.weight, nu.weight)
             floor = tree.map(lambda _, w, e: once(w * e), groups, mu.weight, eps)
-            out = tree.map(lambda m, v, a, b: m / (a * sqrt(v) + b), mu.total, nu.total, factor, floor)
+            out = tree.map(lambda m, v, a, b, eps: m / (a * root(v, eps) + b), mu.total, nu.total, factor, floor, eps)
             return out, new_state
         m_hat = tree.map(ahead, updates, mu.total, mu.weight, beta1) if nesterov else mu.mean
         out = tree.map(lambda m, v, e, r: m / (sqrt(v if _is_zero(r) else v + r) + e), m_hat, nu.mean, eps, eps_root)

@@ -37,7 +37,9 @@ def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
         return TraceState(Ema.zeros(params, momentum, dampening))
 
     def transform(updates, state, params, momentum, dampening):
-        coefficient = tree.map(lambda w, d: 1 - d * (w != 0).to(w.dtype), state.trace.weight, dampening)
+        # undamped it is a number, so that eager steps have less to do
+        held = lambda w, d: 1.0 if isinstance(d, (float, int)) and d == 0 else 1 - d * (w != 0).to(w.dtype)
+        coefficient = tree.map(held, state.trace.weight, dampening)
         new = state.trace.update(updates, momentum, coefficient)
         ahead = lambda u, t, m: u + m * t
         return tree.map(ahead, updates, new.total, momentum) if nesterov else new.total, TraceState(new)
