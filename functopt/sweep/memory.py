@@ -44,7 +44,7 @@ class _Counting(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [*optree.tree_leaves(args), *optree.tree_leaves(kwargs or {})]
+        given = tree.leaves((args, kwargs))
         before = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in optree.tree_leaves(out):
