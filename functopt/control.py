@@ -11,7 +11,7 @@ from torch import Tensor
 from functopt.hypers import unknown_hyper
 from functopt.tree import is_schedule
 
-__all__ = ["MARKS", "AParam", "GroupControl", "as_groups"]
+__all__ = ["MARKS", "AParam", "GroupControl", "as_groups", "our_name"]
 
 MARKS = ("do_wd", "force_train")
 """What may be said of a single parameter, as fastai does in its state."""
@@ -74,7 +74,7 @@ class GroupControl:
         names = self._hyper_names()
         new = {}
         for given, value in values.items():
-            name = _our_name(given, names)
+            name = our_name(given, names)
             if name not in names:
                 raise KeyError(unknown_hyper(given, names, type(self).__name__))
             new[name] = self._spread(name, value)
@@ -173,13 +173,14 @@ class _Hypers(dict):
     """The hypers of one group, which answer to fastai's names too."""
 
     def __missing__(self, name: str) -> Any:
-        own = _our_name(name, list(self))
+        own = our_name(name, list(self))
         if own == name:
             raise KeyError(name)
         return self[own]
 
 
-def _our_name(name: str, names: Sequence[str]) -> str:
+def our_name(name: str, names: Sequence[str]) -> str:
+    """Return which of an optimizer's names is meant by one of fastai's; any other name as it is."""
     if name in names:
         return name
     return next((own for own in _FASTAI.get(name, ()) if own in names), name)

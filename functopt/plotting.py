@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["new_axes", "smoothed"]
+__all__ = ["Average", "new_axes", "smoothed"]
 
 
 def new_axes(ax: Axes | None = None) -> Axes:
@@ -26,14 +26,25 @@ def new_axes(ax: Axes | None = None) -> Axes:
     return figure.add_subplot()
 
 
+class Average:
+    """A debiased moving average of numbers or arrays on the host, as :class:`Ema <functopt.Ema>` is one of tensors."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.total, self.weight = decay, 0.0, 0.0
+
+    def update(self, value: Any) -> Any:
+        """Take in one more value, and return the average."""
+        self.total = self.decay * self.total + (1 - self.decay) * value
+        self.weight = self.decay * self.weight + (1 - self.decay)
+        return self.total / self.weight
+
+
 def smoothed(values: Any, decay: float) -> np.ndarray:
     """Return the debiased moving average along the first axis; NaN from the first value that is not finite.
 
     The average at ``t`` is ``sum(decay^(t-i)·v_i) / sum(decay^(t-i))`` over ``i <= t``.
     """
     values = np.asarray(values, dtype=np.float64)
-    total, weight, rows = np.zeros(values.shape[1:]), 0.0, []
-    for row in np.where(np.isfinite(values), values, np.nan):
-        total, weight = decay * total + (1 - decay) * row, decay * weight + (1 - decay)
-        rows.append(total / weight)
+    average = Average(decay)
+    rows = [average.update(row) for row in np.where(np.isfinite(values), values, np.nan)]
     return np.stack(rows) if rows else values

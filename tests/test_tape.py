@@ -17,6 +17,7 @@ from functopt import eager
 from functopt.recording import record, record_with_sums
 from functopt.sweep.memory import _Counting
 from functopt.tape import Tape, _add_scaled
+from functopt.tree import arithmetic
 
 Step = Callable[..., Any]
 
@@ -356,10 +357,17 @@ def test_any_program_with_sums(data):
 
 
 @pytest.mark.parametrize(
-    "tx", [fo.lamb(0.1, weight_decay=0.1), fo.larc(0.1), fo.chain(fo.clip_by_block_rms(0.1), fo.adam())]
+    "tx",
+    [
+        fo.lamb(0.1, weight_decay=0.1),
+        fo.larc(0.1),
+        fo.chain(fo.clip_by_block_rms(0.1), fo.adam()),
+        fo.chain(fo.clip_by_global_norm(0.1), fo.adam()),
+    ],
 )
 def test_a_step_with_sums_holds_little(tx, monkeypatch):
     monkeypatch.setattr(eager, "PIECE", 1 << 14)
+    monkeypatch.setattr(arithmetic, "CHUNK", 1 << 14)  # the same for norms
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(1 << 18, generator=generator)
     both = [torch.nn.Parameter(draw()) for _ in range(2)]
@@ -370,3 +378,52 @@ def test_a_step_with_sums_holds_little(tx, monkeypatch):
         optimizer.step()
     # a few slices, and nothing of the size of a parameter; leaf by leaf it was 7 to 9 times that
     assert counting.most < 8 * (4 << 14) < both[0].nbytes
+
+
+def test_recordings_are_kept_while_hypers_stay(monkeypatch: pytest.MonkeyPatch):
+    recorded = []
+    real = eager.record
+    monkeypatch.setattr(eager, "SMALL", 8)
+    monkeypatch.setattr(eager, "PIECE", 64)
+    monkeypatch.setattr(eager, "record", lambda *args: recorded.append(1) or real(*args))
+    ours, theirs = (torch.nn.Parameter(torch.ones(200, dtype=torch.float64)) for _ in range(2))
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    optimizer = fo.StatefulOptimizer([ours], fo.adamw(), lr=lr)
+    torchs = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+
+    def step(seed: int) -> int:
+        for param in (ours, theirs):
+            param.grad = torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        before = len(recorded)
+        optimizer.step()
+        torchs.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        return len(recorded) - before
+
+    assert [step(i) for i in range(3)] == [1, 0, 0]
+    optimizer.param_groups[0]["lr"].fill_(0.3)  # in the tensor that the recording knows, as torch's schedulers do it
+    torchs.param_groups[0]["lr"] = 0.3
+    assert step(3) == 0
+    assert len(optimizer._step.tapes) == 1  # pyright: ignore[reportAttributeAccessIssue]
+    before = len(recorded)
+    for i in range(20):
+        optimizer.set_hypers(lr=0.1 / (i + 1))
+        optimizer.step()
+    assert len(recorded) - before == 20
+    assert len(optimizer._step.tapes) <= eager.KEPT  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_norm_that_is_known_is_not_computed_again():
+    tx, updates = fo.clip_by_global_norm(1.0), {"w": torch.full((4,), 3.0, dtype=torch.float64)}
+    own, _ = tx.transform(updates, (), updates)
+    given, _ = tx.transform(updates, (), updates, updates_norm=torch.tensor(12.0, dtype=torch.float64))
+    torch.testing.assert_close(own["w"], torch.full((4,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(given["w"], torch.full((4,), 0.25, dtype=torch.float64))
+
+
+def test_derivatives_are_finite_without_gradients_around():
+    tx, params = fo.adamw(), {"w": torch.ones(3, dtype=torch.float64)}
+    state = tx.init(params)
+    after = lambda grad: tx.update({"w": grad}, state, params)[0]["w"].sum()
+    with torch.no_grad():  # where steps spare the guard of the root
+        assert torch.func.grad(after)(torch.zeros(3, dtype=torch.float64)).isfinite().all()

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functopt.plotting import new_axes, smoothed
+from functopt.plotting import Average, new_axes, smoothed
 from functopt.training.learner import Trained
 from functopt.training.preserved import preserved
+from functopt.training.random import generators_of
 from functopt.training.suggestions import Suggestions, suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LRCurve", "endless", "generators", "lr_find", "ramp"]
+__all__ = ["LRCurve", "endless", "lr_find", "ramp"]
 
 _SKIP_END = 5  # steps that say nothing but that the loss explodes
 
@@ -72,7 +73,7 @@ def lr_find(
             raise KeyError(
                 f"lr_find: the optimizer has no hyper 'lr', only {list(hypers)}; use ramp with your own step"
             )
-    with preserved(learner, *generators(batches)), contextlib.closing(endless(batches)) as source:
+    with preserved(learner, *generators_of(batches)), contextlib.closing(endless(batches)) as source:
         learner.train()
         for group in getattr(getattr(learner, "optimizer", None), "param_groups", ()):
             for param in group["params"]:
@@ -167,18 +168,16 @@ class _Watch:
     """Looks at the losses in turn, and says when to stop."""
 
     def __init__(self, stop_factor: float | None, smooth: float) -> None:
-        self.factor, self.smooth = stop_factor, smooth
+        self.factor, self.average = stop_factor, Average(smooth)
         self.losses: list[float] = []
         self.stopped = "end"
-        self._total, self._weight, self._best = 0.0, 0.0, math.inf
+        self._best = math.inf
 
     def stops_at(self, losses: Iterable[float]) -> bool:
         """Take losses up to the one that ends the search, and tell whether there was one."""
         for loss in losses:
             self.losses.append(loss)
-            self._total = self.smooth * self._total + (1 - self.smooth) * loss
-            self._weight = self.smooth * self._weight + (1 - self.smooth)
-            average = self._total / self._weight
+            average = self.average.update(loss)
             self._best = min(self._best, average)
             # for a positive loss: average > factor * best; one below zero has to rise by as much
             if self.factor is not None and average > self._best + (self.factor - 1) * abs(self._best):
@@ -208,14 +207,6 @@ def endless(batches: Iterable[Any]) -> Generator[Any]:
                 f"the batches ended after {count} and cannot start over; give a data loader, a list, or an iterator "
                 "that goes on"
             )
-
-
-def generators(batches: Any) -> list[torch.Generator]:
-    """Return the generators of its own that a data loader draws from."""
-    owners = [batches, getattr(batches, "sampler", None)]
-    owners += [getattr(getattr(batches, "batch_sampler", None), "sampler", None)]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(own): own for own in found if isinstance(own, torch.Generator)}.values())
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from functopt.base import Transform
 from functopt.plotting import new_axes, smoothed
 from functopt.sweep import Batches, SweepResult, sweep
 from functopt.sweep.plot import plot_curves
-from functopt.training.lr_find import endless, generators
+from functopt.training.lr_find import endless
 from functopt.training.preserved import preserved
+from functopt.training.random import generators_of
 from functopt.tree import Tree
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def lr_sweep(
         raise ValueError(f"lr_sweep: smooth must be in [0, 1), got {smooth!r}")
     if "lr" not in tx.hypers:
         raise KeyError(f"lr_sweep: the optimizer has no hyper 'lr', only {sorted(tx.hypers)}")
-    with preserved(*generators(batches)), contextlib.ExitStack() as stack:
+    with preserved(*generators_of(batches)), contextlib.ExitStack() as stack:
         if isinstance(batches, Batches):
             batches = dataclasses.replace(batches, steps=steps, epochs=None)
         else:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict, Unpack
 
-from functopt import tree
 from functopt.training.callbacks import Callback
 from functopt.training.fit import fit
 from functopt.training.learner import PureLearner, Trained
@@ -70,9 +69,7 @@ def fit_one_cycle(
     Raises:
         KeyError: the optimizer has neither ``momentum`` nor ``beta1``.
     """
-    schedule = {"lr": _by_leaf(lr_max, lambda lr: one_cycle(lr, pct_start, div, div_final, None)["lr"])}
-    if momentum is not None:
-        schedule["mom"] = one_cycle(1.0, pct_start, momentum=momentum)["mom"]
+    schedule = one_cycle(lr_max, pct_start, div, div_final, momentum)
     return fit(learner, train, valid, epochs=epochs, schedule=schedule, **options)
 
 
@@ -99,8 +96,7 @@ def fit_flat_cos(
         pct_start: the fraction of training in which it is flat.
         **options: as in :func:`fit_one_cycle`.
     """
-    schedule = {"lr": _by_leaf(lr, lambda lr: flat_cos(lr, div_final, pct_start)["lr"])}
-    return fit(learner, train, valid, epochs=epochs, schedule=schedule, **options)
+    return fit(learner, train, valid, epochs=epochs, schedule=flat_cos(lr, div_final, pct_start), **options)
 
 
 def fine_tune(
@@ -171,8 +167,3 @@ def fine_tune(
     base_lr /= 2
     return fit_one_cycle(learner, train, valid, epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div,
                          momentum=momentum, recorder=recorder, **options)  # fmt: skip
-
-
-def _by_leaf(lr: Any, make: Any) -> Any:
-    """Make a schedule of a learning rate, or of each in a tree."""
-    return tree.map(make, lr) if isinstance(lr, dict) else make(lr)

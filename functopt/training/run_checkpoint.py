@@ -11,7 +11,7 @@ import torch
 
 from functopt.checkpoint import save
 from functopt.training.callbacks import Callback
-from functopt.training.random import random_state, set_random_state
+from functopt.training.random import generators_of, random_state, set_random_state
 from functopt.training.run import Run
 
 __all__ = ["Checkpoint", "SavedRun", "run_random", "saved_run"]
@@ -109,7 +109,7 @@ class SavedRun:
         """Set all generators to their state at the beginning of the epoch, or to that of now."""
         state = self._saved["random"][moment]
         set_random_state(state["global"])
-        for generator, own in zip(_generators(run), state["data"], strict=True):
+        for generator, own in zip(generators_of(run.train, run.valid), state["data"], strict=True):
             generator.set_state(own)
 
 
@@ -134,7 +134,7 @@ def saved_run(path: str | os.PathLike[str] | None, run: Run) -> SavedRun | None:
         there, here = saved["run"][name], getattr(run, name)
         if there != here:
             raise ValueError(f"fit: cannot resume from {os.fspath(path)}: it has {name}={there}, but here it is {here}")
-    own, data = sorted(_with_state(run)), len([*_generators(run)])
+    own, data = sorted(_with_state(run)), len(generators_of(run.train, run.valid))
     if sorted(saved["callbacks"]) != own:
         raise ValueError(
             f"fit: cannot resume from {os.fspath(path)}: it has the state of {sorted(saved['callbacks'])}, but the "
@@ -150,19 +150,10 @@ def saved_run(path: str | os.PathLike[str] | None, run: Run) -> SavedRun | None:
 
 def run_random(run: Run) -> dict[str, Any]:
     """Return the state of the global generators and of those of the data."""
-    return {"global": random_state(), "data": [generator.get_state() for generator in _generators(run)]}
-
-
-def _generators(run: Run) -> Iterator[torch.Generator]:
-    """Yield the generators that belong to the data, each once."""
-    seen: list[Any] = []
-    for data in (run.train, run.valid):
-        batch_sampler = getattr(data, "batch_sampler", None)
-        for owner in (data, getattr(data, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator) and not any(generator is other for other in seen):
-                seen.append(generator)
-                yield generator
+    return {
+        "global": random_state(),
+        "data": [generator.get_state() for generator in generators_of(run.train, run.valid)],
+    }
 
 
 def _with_state(run: Run) -> dict[str, Any]:

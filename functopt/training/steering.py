@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functopt.combine import ScheduledState
-from functopt.control import GroupControl
+from functopt.control import GroupControl, our_name
 from functopt.hypers import check_hyper, unknown_hyper
 from functopt.stateful import StatefulOptimizer
 
@@ -76,18 +76,14 @@ def steps_taken(target: Any) -> Tensor | None:
     return state.count if isinstance(state, ScheduledState) else None
 
 
-# What schedules are written for, whatever the optimizer: fastai's names, and what they are here.
-_ELSEWHERE = {"mom": ("momentum", "beta1"), "wd": ("weight_decay",), "sqr_mom": ("beta2", "decay", "alpha")}
-
-
 def hyper_name(name: str, known: Sequence[str], who: str) -> str:
     """Return the optimizer's own name for a hyper; fastai's ``mom`` is its ``momentum`` or ``beta1``.
 
     Raises:
         KeyError: it has none; the message lists those it has.
     """
-    for own in (name, *_ELSEWHERE.get(name, ())):
-        if own in known:
-            return own
+    own = our_name(name, known)
+    if own in known:
+        return own
     hint = " one_cycle(..., momentum=None) leaves momentum alone." if name == "mom" else ""
     raise KeyError(unknown_hyper(name, known, f"{who}: the optimizer") + hint)
