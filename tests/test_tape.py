@@ -367,6 +367,7 @@ def test_any_program_with_sums(data):
 )
 def test_a_step_with_sums_holds_little(tx, monkeypatch):
     monkeypatch.setattr(eager, "PIECE", 1 << 14)
+    monkeypatch.setattr(eager, "SAMPLE", 1 << 10)
     monkeypatch.setattr(arithmetic, "CHUNK", 1 << 14)  # the same for norms
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(1 << 18, generator=generator)
