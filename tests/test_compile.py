@@ -8,13 +8,12 @@ from typing import Any
 import optree
 import pytest
 import torch
-from registry import BY_ID, ROWS, Row, make_params, moved, number_hypers
+from registry import BY_ID, Row, make_params, moved, number_hypers, rows
 from torch._dynamo.testing import CompileCounter
 
 import functopt as fo
 from functopt import Transform, tree
 
-every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 GENERATED = [BY_ID[name] for name in ("adamw", "lamb", "chain/warm", "ranger")]
 
 
@@ -47,7 +46,7 @@ def step(tx: Transform, grads: Any, state: Any, params: Any, hypers: Any = None)
     return tx.update(grads, state, params, hypers)
 
 
-@every_row
+@rows("compile")
 def test_one_graph_for_moving_hypers_and_equal_optimizers(row: Row):
     counter = CompileCounter()
     compiled = torch.compile(step, fullgraph=True, backend=counter)

@@ -83,7 +83,7 @@ def test_fsdp2(processes: int, tmp_path: Path):
 def test_the_whole_catalog_on_sharded_parameters(tmp_path: Path):
     cases = found(4, "catalog.py", tmp_path)
     assert too_far(cases) == {}
-    assert [*cases] == [row.id for row in ROWS]
+    assert [*cases] == [row.id for row in ROWS if "sharded" not in row.exceptions]
 
 
 def test_checkpoints_go_on_with_other_numbers_of_processes(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from registry import BY_ID, ROWS, Row, make_grads, make_params
+from registry import BY_ID, ROWS, Row, make_grads, make_params, rows
 from side_by_side import RTOL, data, net, params_close, train_step
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,7 +60,7 @@ def check(optimizer: StatefulOptimizer, params: dict[str, Tensor], want: Any, st
 PIECES = [(1 << 18, 1 << 14), (1, 0), (5, 0), (7, 3), (20, 12)]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+@rows("inplace")
 @pytest.mark.parametrize("sizes", PIECES, ids=str)
 def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", sizes[0])

@@ -65,7 +65,12 @@ def main() -> None:
 
     for row in ROWS:
         expected, alone = train(row.make(), lambda _, x: x, lambda _, x: x)
-        got, optimizer = train(row.make(), spread, spread_grad)
+        try:
+            got, optimizer = train(row.make(), spread, spread_grad)
+        except Exception:
+            if "sharded" in row.exceptions:
+                continue
+            raise
         entries, others = (
             [leaf for own in o.state_dict()["state"].values() for leaf in own.values()] for o in (optimizer, alone)
         )

@@ -1,41 +1,13 @@
-"""One table of every optimizer in the catalog, and the small problem on which the property tests run it.
-
-A new optimizer is one row here, and gets every test: values, purity, dtypes, vmap, meta-gradients, compile, layout.
-"""
+"""The rows of what every chain is made of, and of the optimizers of torch and fastai."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 import functopt as fo
-from functopt import Transform, tree
-
-Tree = Any
-
-
-def matrices(params: Tree) -> Tree:
-    """A mask: decay what has two dimensions, leave biases and gains alone."""
-    return tree.map(lambda p: p.ndim > 1, params)
-
-
-@dataclass(frozen=True)
-class Row:
-    """An optimizer and what is true of it."""
-
-    id: str  # the public name, then the form
-    make: Callable[[], Transform]
-    layout_invariant: bool = True  # False with trust ratios and masks
-    couples: bool = False  # whether a leaf's step depends on other leaves, as with a global norm
-    lr_scales_all: bool = True  # whether nothing moves when lr is 0
-
-
-def by_lr(link: Transform, lr: float = 0.1) -> Transform:
-    return fo.chain(link, fo.scale_by_lr(lr))
+from functopt import Transform
+from registry.problem import Row, by_lr, matrices
 
 
 def clipped_adamw() -> Transform:
@@ -172,50 +144,3 @@ ROWS = [
     ),
     Row("scale_by_larc", lambda: by_lr(fo.scale_by_larc(weight_decay=0.1)), layout_invariant=False),
 ]
-
-BY_ID = {row.id: row for row in ROWS}
-
-
-# The problem
-
-# A matrix, a vector, one number and a tensor of three dimensions, in nested containers.
-SHAPES = {"body": {"weight": (4, 3), "bias": (3,)}, "head": {"gain": (), "kernel": (2, 3, 2)}}
-STEPS = 8
-
-
-def _leaves(seed: int, dtype: torch.dtype, shift: float) -> Tree:
-    generator = torch.Generator().manual_seed(seed)
-
-    def leaf(shape: tuple[int, ...]) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator, dtype=torch.float64) + shift).to(dtype)
-
-    return {group: {name: leaf(shape) for name, shape in below.items()} for group, below in SHAPES.items()}
-
-
-def make_params(seed: int = 0, dtype: torch.dtype = torch.float64) -> Tree:
-    return _leaves(seed, dtype, shift=1.0)
-
-
-def make_grads(seed: int = 0, dtype: torch.dtype = torch.float64, steps: int = STEPS) -> list[Tree]:
-    """Gradients of several steps, which do not depend on the parameters."""
-    return [_leaves(1000 * (seed + 1) + step, dtype, shift=0.3) for step in range(steps)]
-
-
-def run(tx: Transform, params: Tree, grads: list[Tree], hypers: Any = None) -> tuple[Tree, Tree]:
-    """All steps; ``hypers`` is one dictionary for all of them."""
-    state = tx.init(params)
-    for grad in grads:
-        params, state = tx.update(grad, state, params, hypers)
-    return params, state
-
-
-def number_hypers(tx: Transform) -> dict[str, float]:
-    """The hypers whose default is a number."""
-    return {name: float(value) for name, value in tx.hypers.items() if isinstance(value, (float, int))}
-
-
-def moved(name: str, value: float, by: int) -> float:
-    """Another legal value of a hyper: ``by`` counts the distance from the default."""
-    if name == "sync_period":
-        return value + by
-    return 0.95 * value + 0.01 * by
