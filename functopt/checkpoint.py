@@ -28,7 +28,8 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
         obj: what to save: tensors, and what else ``torch.save`` takes.
         path: the file. If it is a link, what it leads to is replaced.
 
-    >>> save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "last.pt")
+    >>> optimizer = StatefulOptimizer(model.parameters(), sgd(lr=0.1))
+    >>> save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "last.pt")
     """
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -41,6 +41,12 @@ def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
 
     If a transform among the arguments counts steps (see :func:`scheduled`), the result counts them in its place, once
     for all; if a default of the result is a schedule, it counts them too.
+
+    >>> @combinator
+    ... def halved(tx: Transform) -> Transform:
+    ...     return chain(tx, scale(0.5))
+    >>> halved(sgd(lr=0.1))
+    chain(add_decayed_weights(weight_decay=0.0), scale_by_lr(lr=0.1), scale(step_size=0.5))
     """
     signature = inspect.signature(definition)
 
@@ -158,7 +164,9 @@ def chain(*transforms: Transform) -> Transform:
             parameters itself.
         TypeError: an argument is not a transform.
 
-    >>> chain(clip_by_global_norm(1.0), adamw(lr=1e-3))
+    >>> tx = chain(clip_by_global_norm(1.0), sgd(lr=0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9553, -2.0894])}
     """
     _check_transforms("chain", transforms)
     parts: list[Transform] = []
@@ -220,6 +228,10 @@ def sequence(*optimizers: Transform) -> Transform:
     Raises:
         ValueError: two have different defaults for one name.
         TypeError: an argument is not a transform.
+
+    >>> tx = sequence(sgd(lr=0.1), sgd(lr=0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.2000])}
     """
     _check_transforms("sequence", optimizers)
 
@@ -264,7 +276,8 @@ def rename(tx: Transform, **names: str) -> Transform:
         KeyError: ``tx`` has no hyper of an old name.
         ValueError: two hypers would have the same name.
 
-    >>> rename(ema(0.9), decay="ema_decay")
+    >>> dict(rename(ema(0.9), decay="ema_decay").hypers)
+    {'ema_decay': 0.9}
     """
     _check_transforms("rename", (tx,))
     tx.check_names(names)
@@ -305,8 +318,9 @@ def scheduled(tx: Transform) -> Transform:
     At its first step (count 0) the optimizer uses ``schedule(0)``, as in optax. The step is given to schedules as a
     0-d tensor in the precision of the bookkeeping: float32, or float64 for float64 parameters.
 
-    >>> tx = scheduled(adam())
-    >>> tx.update(grads, state, params, {"lr": cosine_decay_schedule(1e-3, 100)})
+    >>> tx = scheduled(sgd())
+    >>> tx.update(grads, tx.init(params), params, {"lr": linear_schedule(0.1, 0.0, 10)})[0]
+    {'w': tensor([ 0.9500, -2.1000])}
     """
     _check_transforms("scheduled", (tx,))
     if tx._counts_steps:

@@ -54,8 +54,11 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
             not have the structure, shapes, dtypes and devices of the argument in whose place it goes; the message names
             the path. Nothing is overwritten then.
 
-    >>> step = compile(lambda params, state, grads: tx.update(grads, state, params), donate=(0, 1))
-    >>> params, state = step(params, state, grads)
+    >>> tx = sgd(lr=0.1)
+    >>> step = compile(lambda params, state, grads: tx.update(grads, state, params), donate=(0, 1), backend="eager")
+    >>> new_params, state = step(params, tx.init(params), grads)
+    >>> new_params["w"] is params["w"]
+    True
     """
 
     def run(*args: Any) -> Any:

@@ -41,7 +41,10 @@ def from_torch(torch_class: OptimizerClass, params: Any = None, **kwargs: Any) -
         ValueError: there is no transform for the class or for ``amsgrad``, or the class refuses a number.
 
     >>> tx = from_torch(torch.optim.AdamW, lr=3e-4)
-    >>> optimizer = from_torch(torch.optim.AdamW, [body, head], lr=slice(1e-5, 1e-3))
+    >>> body, head = nn.Linear(2, 3), nn.Linear(3, 1)
+    >>> optimizer = from_torch(torch.optim.AdamW, [body.parameters(), head.parameters()], lr=slice(1e-5, 1e-3))
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [1e-05, 0.001]
     """
     if not (isinstance(torch_class, type) and issubclass(torch_class, torch.optim.Optimizer)):
         raise TypeError(f"from_torch: expected a subclass of torch.optim.Optimizer, got {torch_class!r}")

@@ -26,7 +26,10 @@ def by_name(model: nn.Module, *groups: tuple[str | Predicate, Mapping[str, Any]]
     Raises:
         ValueError: a pattern fits no parameter that is still free.
 
-    >>> StatefulOptimizer(by_name(model, ("head.*", {"lr": 1e-2}), ("*.bias", {"weight_decay": 0.0})), fo.adamw())
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    >>> groups = by_name(model, ("1.*", {"lr": 1e-2}), ("*.bias", {"weight_decay": 0.0}))
+    >>> [[name for name, _ in group["params"]] for group in groups]
+    [['1.weight', '1.bias'], ['0.bias'], ['0.weight']]
     """
     found: list[list[tuple[str, Tensor]]] = [[] for _ in groups]
     others = []

@@ -209,7 +209,11 @@ class CosineRestarts(NamedTuple):
 
 
 def constant_schedule(value: Number) -> Constant:
-    """Return the same value at every step."""
+    """Return the same value at every step.
+
+    >>> constant_schedule(0.1)(5)
+    tensor(0.1000, dtype=torch.float64)
+    """
     return Constant(value)
 
 
@@ -219,6 +223,9 @@ def linear_schedule(
     """Go from ``init_value`` to ``end_value`` in a straight line, and stay there.
 
     ``init + (end - init)·s`` with ``s = (step - transition_begin)/transition_steps``, held to [0, 1].
+
+    >>> linear_schedule(1.0, 0.0, 10)(4)
+    tensor(0.6000, dtype=torch.float64)
     """
     return power_schedule(init_value, end_value, 1.0, transition_steps, transition_begin)
 
@@ -229,6 +236,9 @@ def power_schedule(
     """Go from ``init_value`` to ``end_value`` as a power of the time elapsed: fastai's ``SchedPoly``.
 
     ``init + (end - init)·s^power``, with ``s`` as in :func:`linear_schedule`: a power above 1 begins slowly.
+
+    >>> power_schedule(0.0, 1.0, 2.0)(0.5)
+    tensor(0.2500, dtype=torch.float64)
     """
     _check("power_schedule", transition_steps=transition_steps)
     return Power(init_value, end_value, power, transition_steps, transition_begin)
@@ -240,6 +250,9 @@ def polynomial_schedule(
     """Go from ``init_value`` to ``end_value`` as a power of the time *left*, as in optax.
 
     ``end + (init - end)·(1 - s)^power``, with ``s`` as in :func:`linear_schedule`: a power above 1 begins fast.
+
+    >>> polynomial_schedule(1.0, 0.0, 2.0, 10)(5)
+    tensor(0.2500, dtype=torch.float64)
     """
     _check("polynomial_schedule", transition_steps=transition_steps)
     return Polynomial(init_value, end_value, power, transition_steps, transition_begin)
@@ -249,6 +262,9 @@ def cosine_schedule(init_value: Number, end_value: Number, transition_steps: Num
     """Go from ``init_value`` to ``end_value`` along half a cosine, and stay there: fastai's ``SchedCos``.
 
     ``end + (init - end)·(1 + cos(π·s))/2`` with ``s = step/transition_steps``, held to [0, 1].
+
+    >>> cosine_schedule(1.0, 0.0)(0.5)
+    tensor(0.5000, dtype=torch.float64)
     """
     _check("cosine_schedule", transition_steps=transition_steps)
     return Cosine(init_value, end_value, 1.0, transition_steps)
@@ -260,6 +276,10 @@ def cosine_decay_schedule(
     """Decay from ``init_value`` to ``alpha·init_value`` along half a cosine.
 
     ``init·((1 - alpha)·((1 + cos(π·s))/2)^exponent + alpha)``. Loshchilov & Hutter, "SGDR" (2017).
+
+    >>> schedule = cosine_decay_schedule(0.1, decay_steps=10)
+    >>> schedule(0), schedule(5)
+    (tensor(0.1000, dtype=torch.float64), tensor(0.0500, dtype=torch.float64))
     """
     _check("cosine_decay_schedule", decay_steps=decay_steps)
     return CosineDecay(init_value, decay_steps, alpha, exponent)
@@ -271,6 +291,9 @@ def exponential_decay(
     """Multiply by ``decay_rate`` every ``transition_steps``.
 
     ``init·decay_rate^((step - transition_begin)/transition_steps)``, and ``init`` before ``transition_begin``.
+
+    >>> exponential_decay(0.1, 10, 0.5)(20)
+    tensor(0.0250, dtype=torch.float64)
     """
     _check("exponential_decay", transition_steps=transition_steps, decay_rate=decay_rate)
     return Exponential(init_value, decay_rate, transition_steps, transition_begin)
@@ -281,6 +304,9 @@ def exponential_schedule(init_value: Number, end_value: Number, transition_steps
     finder.
 
     ``init·(end/init)^s`` with ``s = step/transition_steps``, held to [0, 1]. Both values are positive.
+
+    >>> exponential_schedule(1.0, 0.01)(0.5)
+    tensor(0.1000, dtype=torch.float64)
     """
     _check("exponential_schedule", transition_steps=transition_steps, init_value=init_value, end_value=end_value)
     return Geometric(init_value, end_value, transition_steps)
@@ -308,7 +334,9 @@ def join(fractions: Sequence[Number], schedules: Sequence[Any], transition_steps
     Raises:
         ValueError: the fractions are not positive, do not add up to 1, or are not as many as the schedules.
 
-    >>> join([0.3, 0.7], [cosine_schedule(0.3, 0.6), cosine_schedule(0.6, 0.2)], transition_steps=1000)
+    >>> schedule = join([0.3, 0.7], [cosine_schedule(0.3, 1.0), cosine_schedule(1.0, 0.0)])
+    >>> schedule(0.3)
+    tensor(1., dtype=torch.float64)
     """
     _check_parts("join", schedules, fractions, "fractions", len(schedules))
     _check("join", transition_steps=transition_steps, **{f"fractions[{i}]": f for i, f in enumerate(fractions)})
@@ -327,6 +355,10 @@ def join_schedules(schedules: Sequence[Any], boundaries: Sequence[Number]) -> Jo
 
     Raises:
         ValueError: there are not as many boundaries as changes, or they do not ascend.
+
+    >>> schedule = join_schedules([linear_schedule(0.0, 1.0, 5), constant_schedule(1.0)], [5])
+    >>> schedule(2), schedule(7)
+    (tensor(0.4000, dtype=torch.float64), tensor(1., dtype=torch.float64))
     """
     _check_parts("join_schedules", schedules, boundaries, "boundaries", len(schedules) - 1)
     numbers = [boundary for boundary in boundaries if isinstance(boundary, (float, int))]
@@ -347,6 +379,10 @@ def cosine_onecycle_schedule(
     From ``peak/div_factor`` up to ``peak`` in ``pct_start·transition_steps`` steps, then down to
     ``peak/(div_factor·final_div_factor)``. Smith & Topin, "Super-Convergence" (2018). torch's ``OneCycleLR`` has its
     peak one step earlier (its phases end *at* their last step).
+
+    >>> schedule = cosine_onecycle_schedule(10, peak_value=0.1)
+    >>> schedule(3)
+    tensor(0.1000, dtype=torch.float64)
     """
     _check("cosine_onecycle_schedule", transition_steps=transition_steps)
     start = peak_value / div_factor
@@ -369,6 +405,10 @@ def warmup_cosine_decay_schedule(
 
     Raises:
         ValueError: ``decay_steps`` is not greater than ``warmup_steps``.
+
+    >>> schedule = warmup_cosine_decay_schedule(0.0, 0.1, 5, 25)
+    >>> schedule(0), schedule(5)
+    (tensor(0., dtype=torch.float64), tensor(0.1000, dtype=torch.float64))
     """
     none = isinstance(warmup_steps, (float, int)) and warmup_steps == 0
     _check(
@@ -386,6 +426,10 @@ def flat_cosine_schedule(
     """Stay at ``init_value`` for ``pct_start`` of the steps, then fall to ``alpha·init_value`` along half a cosine.
 
     fastai's ``fit_flat_cos``.
+
+    >>> schedule = flat_cosine_schedule(1.0, 0.75)
+    >>> schedule(0.5), schedule(1.0)
+    (tensor(1., dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
     parts = [constant_schedule(1.0), cosine_schedule(1.0, alpha)]
     return scaled_schedule(init_value, join([pct_start, 1 - pct_start], parts, transition_steps))
@@ -398,6 +442,10 @@ def cosine_restarts_schedule(
 
     The first cycle has ``first_steps``, each one after it ``multiplier`` times as many as the one before. torch's
     ``CosineAnnealingWarmRestarts``; Loshchilov & Hutter, "SGDR" (2017).
+
+    >>> schedule = cosine_restarts_schedule(0.1, 10)
+    >>> schedule(0), schedule(5), schedule(10)
+    (tensor(0.1000, dtype=torch.float64), tensor(0.0500, dtype=torch.float64), tensor(0.1000, dtype=torch.float64))
     """
     _check("cosine_restarts_schedule", first_steps=first_steps)
     if isinstance(multiplier, (float, int)) and not multiplier >= 1:
@@ -406,7 +454,12 @@ def cosine_restarts_schedule(
 
 
 def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Join:
-    """Run one :func:`warmup_cosine_decay_schedule` after the other, each with arguments of its own, as in optax."""
+    """Run one :func:`warmup_cosine_decay_schedule` after the other, each with arguments of its own, as in optax.
+
+    >>> schedule = sgdr_schedule([{"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 5, "decay_steps": 10}])
+    >>> schedule(5)
+    tensor(1., dtype=torch.float64)
+    """
     cycles = [warmup_cosine_decay_schedule(**kwargs) for kwargs in cosine_kwargs]
     ends = [*itertools.accumulate(kwargs["decay_steps"] for kwargs in cosine_kwargs)]
     return join_schedules(cycles, ends[:-1])
@@ -415,7 +468,8 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Join:
 def scaled_schedule(factor: Number, schedule: Any) -> Scaled:
     """Multiply a schedule: one course for all layers, of another height for each, or a height to sweep over.
 
-    >>> {"body": scaled_schedule(0.1, schedule), "head": schedule}
+    >>> scaled_schedule(0.5, linear_schedule(0.0, 1.0))(1.0)
+    tensor(0.5000, dtype=torch.float64)
     """
     _check_parts("scaled_schedule", [schedule], [factor], "factor", 1)
     return Scaled(factor, schedule)

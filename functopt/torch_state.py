@@ -129,7 +129,9 @@ def from_torch_state_dict(optimizer: StatefulOptimizer, state_dict: Mapping[str,
         TypeError: an entry is of another type than torch's. Nothing is changed then.
 
     >>> optimizer = StatefulOptimizer(model.parameters(), fo.adamw())
-    >>> from_torch_state_dict(optimizer, torch.load("adamw.pt"))
+    >>> from_torch_state_dict(optimizer, torch.optim.AdamW(model.parameters(), lr=0.02).state_dict())
+    >>> optimizer.param_groups[0]["lr"]
+    0.02
     """
     who = "from_torch_state_dict"
     form = _form_of(optimizer.tx, who)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,19 +25,19 @@ PUBLIC = {name: thing for name, thing in vars(fo).items() if not name.startswith
 CATALOG = [name for name, thing in PUBLIC.items() if thing.__module__.startswith(HOMES)]
 
 
-def names() -> dict[str, Any]:
-    """What the examples know beside everything public: parameters, their gradients, a loss and a model."""
+def names(folder: Path = Path()) -> dict[str, Any]:
+    """What the examples know beside everything public: parameters, their gradients, a loss, a model and a folder."""
     params = {"w": torch.tensor([1.0, -2.0])}
     grads = {"w": torch.tensor([0.5, 1.0])}
     loss = lambda p: (p["w"] ** 2).sum()
-    own = {"params": params, "grads": grads, "loss": loss, "model": nn.Linear(2, 1), "nn": nn}
+    own = {"params": params, "grads": grads, "loss": loss, "model": nn.Linear(2, 1), "nn": nn, "folder": folder}
     return {**PUBLIC, "fo": fo, "torch": torch, "tree": tree, **own}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_examples(name: str):
+def test_examples(name: str, tmp_path: Path):
     document = inspect.getdoc(PUBLIC[name]) or ""
-    example = doctest.DocTestParser().get_doctest(document, names(), name, None, None)
+    example = doctest.DocTestParser().get_doctest(document, names(tmp_path), name, None, None)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     torch.manual_seed(0)

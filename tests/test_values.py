@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from registry import FAMILIES, ROWS, Row, matrices, moved, number_hypers, rows, with_loss
+from registry import FAMILIES, Row, moved, number_hypers, rows, with_loss
 
 import functopt as fo
 from functopt import Transform, schedules

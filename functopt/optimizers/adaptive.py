@@ -52,6 +52,10 @@ def rmsprop(
 
     Raises:
         ValueError: a number is out of range, or ``momentum_of`` has another value.
+
+    >>> tx = rmsprop(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 1.7881e-07, -3.0000e+00])}
     """
     if momentum_of not in ("update", "gradient"):
         raise ValueError(f"rmsprop: momentum_of must be 'update' or 'gradient', got {momentum_of!r}")
@@ -93,6 +97,10 @@ def adam(
         debias: likewise; it matters when the betas change between steps.
         mask: which leaves decay.
         maximize: ascend.
+
+    >>> tx = adam(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
     links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
     return compose(links, lr, weight_decay, decoupled=False, mask=mask, maximize=maximize)
@@ -125,6 +133,10 @@ def adamw(
         debias: likewise; it matters when the betas change between steps.
         mask: which leaves decay.
         maximize: ascend.
+
+    >>> tx = adamw(lr=0.1, weight_decay=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8900, -2.0800])}
     """
     links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
     return compose(links, lr, weight_decay, decoupled=True, mask=mask, maximize=maximize)
@@ -166,6 +178,10 @@ def nadam(
 
     Raises:
         ValueError: ``form`` has another value.
+
+    >>> tx = nadam(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8944, -2.1056])}
     """
     if form == "torch":
         link = scale_by_nadam(beta1, beta2, eps, momentum_decay)
@@ -205,6 +221,10 @@ def radam(
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
         maximize: ascend.
+
+    >>> tx = radam(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
     """
     links = [
         scale_by_radam(beta1, beta2, eps, threshold=threshold, softplus_beta=softplus_beta, eps_debiased=eps_debiased)
@@ -236,6 +256,10 @@ def qhadam(
         weight_decay: factor of the decay.
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
+
+    >>> tx = qhadam(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
     return compose([scale_by_qhadam(beta1, beta2, nu1, nu2, eps)], lr, weight_decay, decoupled=decoupled, mask=mask)
 
@@ -266,6 +290,10 @@ def ranger(
         softplus_beta: smoothing of the denominator, none if 0.
         decoupled: decay beside the preconditioner, not through it.
         mask: which leaves decay.
+
+    >>> tx = ranger(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9490, -2.0980])}
     """
     fast = radam(
         lr, beta1, beta2, eps, weight_decay, softplus_beta=softplus_beta,

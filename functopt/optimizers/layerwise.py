@@ -63,6 +63,10 @@ def adafactor(
 
     Raises:
         ValueError: ``form`` has another value.
+
+    >>> tx = adafactor(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8419, -2.1581])}
     """
     if form not in ("torch", "optax"):
         raise ValueError(f"adafactor: form must be 'torch' or 'optax', got {form!r}")
@@ -119,6 +123,10 @@ def larc(
         clip: never take a larger step than SGD would.
         decoupled: decay the weights, not the gradient.
         mask: which leaves decay.
+
+    >>> tx = larc(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9980, -2.0040])}
     """
     ratio = scale_by_larc(momentum, trust_coefficient, eps, weight_decay, clip=clip)
     if decoupled:
@@ -158,6 +166,10 @@ def lamb(
 
     Raises:
         ValueError: ``form`` has another value, or ``decoupled=False`` with another form than ``"fastai"``.
+
+    >>> tx = lamb(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8419, -2.1581])}
     """
     if form not in ("paper", "notebook", "fastai"):
         raise ValueError(f"lamb: form must be 'paper', 'notebook' or 'fastai', got {form!r}")

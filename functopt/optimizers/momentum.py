@@ -41,6 +41,10 @@ def sgd(
 
     Raises:
         ValueError: a number is out of range, or ``nesterov`` without momentum or with dampening.
+
+    >>> tx = sgd(lr=0.1, momentum=0.9)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
     """
     plain = is_zero(momentum)
     if nesterov and (plain or not is_zero(dampening)):
@@ -71,5 +75,9 @@ def lion(
         weight_decay: factor of the decay.
         mask: which leaves decay.
         maximize: ascend.
+
+    >>> tx = lion(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8999, -2.0998])}
     """
     return compose([scale_by_lion(beta1, beta2)], lr, weight_decay, decoupled=True, mask=mask, maximize=maximize)

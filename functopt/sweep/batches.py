@@ -35,7 +35,9 @@ class Batches:
         TypeError: a leaf of the data is not a tensor.
         ValueError: the leaves differ in length, are shorter than a batch, or not one of steps and epochs is given.
 
-    >>> result = fo.sweep(loss_fn, params, tx, space, fo.Batches((x, y), 32, epochs=10), members=64)
+    >>> x, y = torch.zeros(100, 2), torch.zeros(100)
+    >>> len(Batches((x, y), 32, epochs=10))
+    30
     """
 
     data: Tree

@@ -59,6 +59,10 @@ def scale_by_rms(decay=0.99, eps=1e-8, *, centered: bool = False, eps_in_sqrt: b
         eps: added to the denominator.
         centered: divide by the standard deviation: ``√(v - m²)``, where ``m`` is the running mean of ``g``.
         eps_in_sqrt: ``u = g / √(v + eps)``.
+
+    >>> tx = chain(scale_by_rms(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 1.7881e-07, -3.0000e+00])}
     """
 
     def init(params) -> ScaleByRmsState:
@@ -99,6 +103,10 @@ def scale_momentum_by_rms(momentum=0.9, decay=0.99, eps=1e-8) -> Any:
         momentum: what is kept of the buffer.
         decay: what is kept of the mean square.
         eps: added to the denominator.
+
+    >>> tx = chain(scale_momentum_by_rms(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 1.7881e-07, -3.0000e+00])}
     """
 
     def init(params) -> ScaleByMomentumOverRmsState:
@@ -157,6 +165,10 @@ def scale_by_adam(
 
     Raises:
         ValueError: an option has another value, or two options do not go together.
+
+    >>> tx = chain(scale_by_adam(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
     if nesterov not in _NESTEROV:
         raise ValueError(f"scale_by_adam: nesterov must be one of {_NESTEROV}, got {nesterov!r}")
@@ -221,6 +233,10 @@ def scale_by_nadam(beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3) -> Any
         beta2: what is kept of the mean square.
         eps: added to the denominator.
         momentum_decay: speed of the schedule.
+
+    >>> tx = chain(scale_by_nadam(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8944, -2.1056])}
     """
 
     def init(params) -> ScaleByNadamState:
@@ -279,6 +295,10 @@ def scale_by_radam(
             itself where ``beta·d > 20``).
         eps_debiased: where ``eps`` stands: ``√(v/(1 - β2^t)) + eps`` (optax, fastai), or if false
             ``(√v + eps)/√(1 - β2^t)``, as in ``torch.optim.RAdam``.
+
+    >>> tx = chain(scale_by_radam(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
     """
 
     def init(params) -> ScaleByRadamState:
@@ -339,6 +359,10 @@ def scale_by_qhadam(beta1=0.9, beta2=0.999, nu1=1.0, nu2=1.0, eps=1e-8) -> Any:
         nu1: how much of the numerator is the mean.
         nu2: how much of the denominator is the mean square.
         eps: added to the denominator.
+
+    >>> tx = chain(scale_by_qhadam(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
 
     def init(params) -> ScaleByQhadamState:

@@ -44,6 +44,11 @@ def average_params(decay=0.999, *, start: str = "zero") -> Any:
 
     Raises:
         ValueError: ``start`` has another value.
+
+    >>> tx = chain(sgd(lr=0.1), average_params(0.9))
+    >>> _, state = tx.update(grads, tx.init(params), params)
+    >>> tree.get(state, "average").mean
+    {'w': tensor([ 0.9500, -2.1000])}
     """
     if start not in _STARTS:
         raise ValueError(f"average_params: start must be one of {_STARTS}, got {start!r}")

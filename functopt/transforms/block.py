@@ -26,6 +26,10 @@ def clip_by_block_rms(threshold) -> Any:
 
     Args:
         threshold: the largest root mean square.
+
+    >>> tx = clip_by_block_rms(0.5)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.3162, 0.6325])}
     """
 
     def transform(updates, state, params, threshold):
@@ -42,6 +46,10 @@ def scale_by_param_block_rms(min_scale=1e-3) -> Any:
 
     Args:
         min_scale: with less, parameters that start at zero would stay there.
+
+    >>> tx = scale_by_param_block_rms()
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.7906, 1.5811])}
     """
 
     def transform(updates, state, params, min_scale):

@@ -19,6 +19,10 @@ def clip(max_delta) -> Any:
 
     Args:
         max_delta: the largest magnitude an entry may have.
+
+    >>> tx = clip(0.7)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.5000, 0.7000])}
     """
 
     def transform(updates, state, params, max_delta):
@@ -39,6 +43,10 @@ def clip_by_global_norm(max_norm) -> Any:
 
     Args:
         max_norm: the largest norm.
+
+    >>> tx = clip_by_global_norm(1.0)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.4472, 0.8944])}
     """
 
     def transform(updates, state, params, max_norm, updates_norm=None):

@@ -54,6 +54,10 @@ def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
     Raises:
         TypeError: an entry of the mask is not a bool.
         ValueError: the mask is no prefix of the parameters.
+
+    >>> tx = add_decayed_weights(0.1)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.6000, 0.8000])}
     """
 
     def transform(updates, state, params, weight_decay):
@@ -80,6 +84,10 @@ def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
     Raises:
         TypeError: an entry of the mask is not a bool.
         ValueError: the mask is no prefix of the parameters.
+
+    >>> tx = chain(scale_by_lr(0.1), shrink_weights(0.1, 0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9405, -2.0790])}
     """
 
     def transform(updates, state, params, weight_decay, lr):

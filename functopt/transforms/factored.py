@@ -83,6 +83,10 @@ def scale_by_factored_rms(
 
     Raises:
         ValueError: ``axes`` has another value.
+
+    >>> tx = chain(scale_by_factored_rms(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
     if axes not in _AXES:
         raise ValueError(f"scale_by_factored_rms: axes must be one of {_AXES}, got {axes!r}")
@@ -167,6 +171,10 @@ def scale_by_relative_step(lr=1e-2) -> Any:
 
     Args:
         lr: the learning rate.
+
+    >>> tx = scale_by_relative_step()
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.5000, 1.0000])}
     """
 
     def init(params) -> ScaleByRelativeStepState:

@@ -31,6 +31,10 @@ def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
         momentum: what is kept of the trace.
         dampening: what is held back of every update after the first.
         nesterov: look ahead.
+
+    >>> tx = trace(0.9)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.5000, 1.0000])}
     """
 
     def init(params) -> TraceState:
@@ -62,6 +66,10 @@ def ema(decay=0.9, *, debias: bool = True) -> Any:
         decay: what is kept of the past.
         debias: divide by the sum of the weights, ``1 - decay^t`` for a constant decay, so that the first updates are
             not too small. Kingma & Ba, "Adam" (2015).
+
+    >>> tx = ema(0.9, debias=False)
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.0500, 0.1000])}
     """
 
     def init(params) -> EmaState:

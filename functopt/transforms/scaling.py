@@ -12,7 +12,12 @@ __all__ = ["identity", "scale", "scale_by_lr", "set_to_zero"]
 
 @link(scope="element")
 def identity() -> Any:
-    """Leave the updates as they are."""
+    """Leave the updates as they are.
+
+    >>> tx = identity()
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0.5000, 1.0000])}
+    """
 
     def transform(updates, state, params):
         return updates, state
@@ -25,6 +30,10 @@ def set_to_zero() -> Any:
     """Replace the updates by zeros, to begin a chain whose rule does not depend on the gradient.
 
     ``chain(set_to_zero(), add_decayed_weights(0.01), scale_by_lr(1e-3))`` is weight decay as an optimizer of its own.
+
+    >>> tx = set_to_zero()
+    >>> tx.transform(grads, tx.init(params), params)[0]
+    {'w': tensor([0., 0.])}
     """
 
     def transform(updates, state, params):
@@ -35,7 +44,12 @@ def set_to_zero() -> Any:
 
 @link(scope="element")
 def scale(step_size) -> Any:
-    """Multiply the updates by a factor: ``u ← step_size·u``. A negative factor turns a gradient into a descent."""
+    """Multiply the updates by a factor: ``u ← step_size·u``. A negative factor turns a gradient into a descent.
+
+    >>> tx = scale(-0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
+    """
 
     def transform(updates, state, params, step_size):
         return tree.map(lambda u, s: s * u, updates, step_size), state
@@ -52,6 +66,10 @@ def scale_by_lr(lr=1e-3, *, flip_sign: bool = True) -> Any:
     Args:
         lr: learning rate; a negative number is refused.
         flip_sign: if false, ``u ← +lr·u``, which ascends.
+
+    >>> tx = scale_by_lr(0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
     """
     sign = -1.0 if flip_sign else 1.0
 

@@ -29,6 +29,10 @@ def scale_by_lion(beta1=0.9, beta2=0.99) -> Any:
     Args:
         beta1: how much of the update is the past.
         beta2: what is kept of the average.
+
+    >>> tx = chain(scale_by_lion(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.1000])}
     """
 
     def init(params) -> ScaleByLionState:

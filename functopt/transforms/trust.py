@@ -43,6 +43,10 @@ def scale_by_trust_ratio(
 
     Raises:
         ValueError: ``norm`` has another value.
+
+    >>> tx = chain(scale_by_trust_ratio(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9000, -2.2000])}
     """
     if norm not in ("l2", "rms"):
         raise ValueError(f"scale_by_trust_ratio: norm must be 'l2' or 'rms', got {norm!r}")
@@ -86,6 +90,10 @@ def scale_by_larc(momentum=0.9, trust_coefficient=0.02, eps=1e-8, weight_decay=0
         eps: added to the denominator.
         weight_decay: the decay that the ratio makes room for.
         clip: never take a larger step than without the ratio.
+
+    >>> tx = chain(scale_by_larc(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9980, -2.0040])}
     """
 
     def init(params) -> ScaleByLarcState:

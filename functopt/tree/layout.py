@@ -319,9 +319,11 @@ def pack(tree: Tree, like: Tree = None) -> Tree:
     Raises:
         ValueError: the tree has no leaves, or does not have the layout of ``like``.
 
-    >>> flat = pack(params)
-    >>> grads = torch.func.grad(lambda flat: loss_fn(unpack(flat)))(flat)  # arrive packed
+    >>> flat, tx = pack(params), sgd(lr=0.1)
+    >>> grads = torch.func.grad(lambda flat: loss(unpack(flat)))(flat)  # arrive packed
     >>> flat, state = tx.update(grads, tx.init(flat), flat)
+    >>> unpack(flat)
+    {'w': tensor([ 0.8000, -1.6000])}
     """
     layout = Layout.of(tree) if like is None else layout_of(like)
     if layout is None:

@@ -30,7 +30,9 @@ def flatten(inner: Transform) -> Transform:
     Raises:
         ValueError: a link does not run packed; the message names it.
 
-    >>> flatten(lamb(lr=1e-3))
+    >>> tx = flatten(lamb(lr=0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8419, -2.1581])}
     """
     beyond = inner.links_beyond("element", "tree", "leaf")
     if beyond:

@@ -46,6 +46,10 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
     Raises:
         TypeError: ``fast_optimizer`` is not a transform.
         ValueError: it has a hyper called ``sync_period`` or ``slow_step_size``.
+
+    >>> tx = lookahead(sgd(lr=0.1), sync_period=1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9750, -2.0500])}
     """
     if not isinstance(fast_optimizer, Transform):
         raise TypeError(f"lookahead: fast_optimizer is a {type(fast_optimizer).__name__}, expected a Transform")

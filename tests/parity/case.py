@@ -78,7 +78,7 @@ def given_gradients() -> list[dict[str, np.ndarray]]:
 
 
 def loss_of(params: Any, cos: Callable[[Any], Any]) -> Any:
-    """Return the loss of the other problem, ``Σ a(p - c)²/2 + 0.3·Σ cos 2p`` with ``c = -a``, and ``a`` from 0.5 to 2."""
+    """Return the loss of the other problem: ``Σ a·(p + a)²/2 + 0.3·cos 2p``, with ``a`` from 0.5 to 2 by leaf."""
     total: Any = 0.0
     for i, name in enumerate(sorted(SHAPES)):
         a = 0.5 + 1.5 * i / (len(SHAPES) - 1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from parity import FAMILIES
 from parity.case import SHAPES, STEPS, given_gradients, loss_of, ours, settings, start
 

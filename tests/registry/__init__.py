@@ -12,13 +12,37 @@ import pytest
 
 from registry import adaptive, basic, gating, links, matrix, search, simple, step_free, writing
 from registry.problem import (
-    SHAPES, STEPS, Row, by_lr, make_grads, make_params, matrices, moved, number_hypers, run, with_loss,
-)  # fmt: skip
+    SHAPES,
+    STEPS,
+    Row,
+    by_lr,
+    make_grads,
+    make_params,
+    matrices,
+    moved,
+    number_hypers,
+    run,
+    with_loss,
+)
 
 __all__ = [
-    "BY_ID", "FAMILIES", "ROWS", "SHAPES", "STEPS", "basic", "Row", "by_lr", "make_grads", "make_params", "matrices", "moved",
-    "number_hypers", "rows", "run", "with_loss",
-]  # fmt: skip
+    "BY_ID",
+    "FAMILIES",
+    "ROWS",
+    "SHAPES",
+    "STEPS",
+    "Row",
+    "basic",
+    "by_lr",
+    "make_grads",
+    "make_params",
+    "matrices",
+    "moved",
+    "number_hypers",
+    "rows",
+    "run",
+    "with_loss",
+]
 
 FAMILIES = (basic, adaptive, simple, step_free, matrix, search, links, gating, writing)
 
