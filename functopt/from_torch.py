@@ -42,7 +42,7 @@ def from_torch(torch_class: OptimizerClass, params: Any = None, **kwargs: Any) -
 
     >>> tx = from_torch(torch.optim.AdamW, lr=3e-4)
     >>> body, head = nn.Linear(2, 3), nn.Linear(3, 1)
-    >>> optimizer = from_torch(torch.optim.AdamW, [body.parameters(), head.parameters()], lr=slice(1e-5, 1e-3))
+    >>> optimizer = from_torch(torch.optim.AdamW, [[*body.parameters()], [*head.parameters()]], lr=slice(1e-5, 1e-3))
     >>> [group["lr"] for group in optimizer.param_groups]
     [1e-05, 0.001]
     """
