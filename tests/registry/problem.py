@@ -24,6 +24,7 @@ class Row:
     layout_invariant: bool = True  # False with trust ratios and masks
     couples: bool = False  # whether a leaf's step depends on other leaves, as with a global norm
     lr_scales_all: bool = True  # whether nothing moves when lr is 0
+    ascends: bool = False  # whether it goes up the gradient
     # What it cannot do: the name of a property, as the tests give it to `rows`, and why.
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
