@@ -12,14 +12,23 @@ import optree
 import torch
 
 from functopt import tree
-from functopt.hypers import Hypers, check_hyper, hashable, same_value, show, unknown_hyper
+from functopt.hypers import (
+    Hypers,
+    NestedHypers,
+    check_hyper,
+    flat_hypers,
+    hashable,
+    same_value,
+    show,
+    unknown_hyper,
+)
 from functopt.tree import Tree
 
 __all__ = ["Scope", "Transform", "apply_updates", "link", "state_class"]
 
 StateClass = TypeVar("StateClass", bound=type)
 
-Scope = Literal["element", "leaf", "tree", "matrix", "any"]
+Scope = Literal["element", "leaf", "tree", "matrix", "examples", "any"]
 """On what an entry of a link's result may depend, beside the hypers; see :func:`link`."""
 
 
@@ -51,6 +60,8 @@ class Transform:
     _rebind: Callable[[dict[str, Any]], Transform] | None
     _scopes: frozenset[tuple[str, Scope]]
     _counts_steps: bool
+    _takes_complex: bool
+    _paced: frozenset[str]
     _call: tuple[Callable[..., Transform], tuple[Any, ...], dict[str, Any]] | None
 
     def __init__(
@@ -78,11 +89,13 @@ class Transform:
             "_init": init,
             "_transform": transform,
             "_write": write,
-            "_defaults": dict(hypers or {}),
+            "_defaults": flat_hypers(hypers or {}),
             "_rebind": rebind,
             "_scopes": frozenset(scopes),
             "_counts_steps": False,
+            "_paced": frozenset(),  # the names of hypers whose schedules go by a counter inside, see `combinator`
             "_takes": frozenset(),  # the names of extras
+            "_takes_complex": False,
             "_call": None,
         }
         self.__dict__.update(fields)
@@ -92,8 +105,10 @@ class Transform:
         """The default of every hyper, by name.
 
         A default is a number, a 0-d tensor, a schedule, or a prefix tree of the parameters with those at its leaves.
+        Those of the parts of a :func:`partition <functopt.partition>` are mappings by name again.
         """
-        return MappingProxyType(self._defaults)
+        nested = any("." in name for name in self._defaults)
+        return NestedHypers(self._defaults) if nested else MappingProxyType(self._defaults)
 
     def init(self, params: Tree) -> Tree:
         """Return the state for ``params``, a tree of tensors in which every leaf owns its memory.
@@ -102,7 +117,7 @@ class Transform:
             ValueError: ``params`` has no leaves.
             TypeError: a leaf is not a dense floating-point tensor.
         """
-        tree.check_params(params, self.name)
+        tree.check_params(params, self.name, complex=self._takes_complex)
         return self._init(params)
 
     def transform(
@@ -120,7 +135,8 @@ class Transform:
         Raises:
             TypeError: the transform writes the parameters itself, so that it has no updates to return.
         """
-        return self._transform(updates, state, params, {**self._defaults, **(hypers or {})}, **extras)
+        given = flat_hypers(hypers or {}, self._defaults)
+        return self._transform(updates, state, params, {**self._defaults, **given}, **extras)
 
     def update(
         self, grads: Tree, state: Tree, params: Tree, hypers: Hypers | None = None, **extras: Any
@@ -133,7 +149,7 @@ class Transform:
             params: the parameters.
             hypers: values for this step, over the defaults. Tensors may be batched by ``vmap``, may change at every
                 step without a recompile, and may require gradients.
-            **extras: what only some links need, such as ``value=loss``.
+            **extras: what only some links need, such as ``value=loss``. The extra ``grad`` is ``grads`` if not given.
 
         Returns:
             ``(new_params, new_state)``; no argument is changed.
@@ -142,9 +158,10 @@ class Transform:
             KeyError: a hyper has a name that the optimizer does not have.
             ValueError: gradients, state or hypers do not fit the parameters; the message names the path.
         """
-        tree.check_params(params, self.name)
-        tree.check_same(grads, params, "gradient")
-        values = self._resolve(hypers, params)
+        tree.check_params(params, self.name, complex=self._takes_complex)
+        if not any(scope == "examples" for _, scope in self._scopes):
+            tree.check_same(grads, params, "gradient")
+        values, extras = self._resolve(hypers, params), {"grad": grads, **extras}
         if self._write is not None:
             return self._write(grads, state, params, values, **extras)
         updates, state = self._transform(grads, state, params, values, **extras)
@@ -156,6 +173,7 @@ class Transform:
         Raises:
             KeyError: the optimizer has no hyper of that name; the message lists those it has.
         """
+        hypers = flat_hypers(hypers, self._defaults)
         self.check_names(hypers)
         if not hypers:
             return self
@@ -186,10 +204,15 @@ class Transform:
 
     def run(self, grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         """Take one step as :meth:`update` does, without its checks: for wrappers, whose caller has made them."""
+        extras = {"grad": grads, **extras}
         if self._write is not None:
             return self._write(grads, state, params, {**self._defaults, **hypers}, **extras)
         updates, state = self._transform(grads, state, params, {**self._defaults, **hypers}, **extras)
         return apply_updates(params, updates), state
+
+    def takes_schedule(self, name: str) -> bool:
+        """Tell whether there is a step counter for a schedule of this hyper."""
+        return self._counts_steps or name in self._paced
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise a KeyError that says what was probably meant if a name is not a hyper of this transform."""
@@ -199,10 +222,11 @@ class Transform:
 
     def _resolve(self, hypers: Hypers | None, params: Tree) -> dict[str, Any]:
         if hypers:
+            hypers = flat_hypers(hypers, self._defaults)
             self.check_names(hypers)
         values = {**self._defaults, **(hypers or {})}
         for name, value in values.items():
-            check_hyper(self.name, name, value, params, schedules=self._counts_steps)
+            check_hyper(self.name, name, value, params, schedules=self.takes_schedule(name))
         return values
 
     # A value
@@ -294,6 +318,7 @@ def link(definition: Callable[..., Any] | None = None, *, scope: Scope | Callabl
     - ``"leaf"``: on the entries of the same leaf, and that only through :func:`tree.sums <functopt.tree.sums>` and
       ``tree.means`` (trust ratios) or masks. Then it runs on :func:`packed <functopt.pack>` leaves too.
     - ``"matrix"``: on the leaf and its shape (factored moments).
+    - ``"examples"``: on anything; it takes gradients with a leading axis of examples, and checks their shapes itself.
     - ``"any"``: on anything; leaves are never regrouped.
 
     In the functions that ``"element"`` and ``"leaf"`` links map over leaves, hypers and masks may be tensors that

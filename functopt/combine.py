@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, overload
 
 import optree
 import torch
@@ -33,7 +33,15 @@ __all__ = [
 P = ParamSpec("P")
 
 
-def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
+@overload
+def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]: ...
+
+
+@overload
+def combinator(*, paces: bool) -> Callable[[Callable[P, Transform]], Callable[P, Transform]]: ...
+
+
+def combinator(definition: Callable[..., Any] | None = None, *, paces: bool = False) -> Any:
     """Turn a function from transforms to a transform into a constructor of values, as :func:`link` does for links.
 
     What it makes prints, compares and pickles as its call, and has ``with_hypers``: new defaults go to every transform
@@ -42,30 +50,36 @@ def combinator(definition: Callable[P, Transform]) -> Callable[P, Transform]:
     If a transform among the arguments counts steps (see :func:`scheduled`), the result counts them in its place, once
     for all; if a default of the result is a schedule, it counts them too.
 
+    Args:
+        definition: the function.
+        paces: it does not take a step of what it is given at each of its own. That then counts its own steps, and its
+            schedules go by these.
+
     >>> @combinator
     ... def halved(tx: Transform) -> Transform:
     ...     return chain(tx, scale(0.5))
     >>> halved(sgd(lr=0.1))
     chain(add_decayed_weights(weight_decay=0.0), scale_by_lr(lr=0.1), scale(step_size=0.5))
     """
+    if definition is None:
+        return functools.partial(combinator, paces=paces)
     signature = inspect.signature(definition)
 
     @functools.wraps(definition)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Transform:
+    def make(*args: Any, **kwargs: Any) -> Transform:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given: Tree = dict(bound.arguments)
-        counted = any(
-            isinstance(tx, Transform) and tx._counts_steps for tx in optree.tree_leaves(given, none_is_leaf=True)
-        )
+        counted = not paces and any(tx._counts_steps for tx in _transforms(given))
         for name, value in bound.arguments.items():
-            bound.arguments[name] = optree.tree_map(_uncounted, value, none_is_leaf=True)
+            bound.arguments[name] = optree.tree_map(_counted if paces else _uncounted, value, none_is_leaf=True)
         tx = definition(*bound.args, **bound.kwargs)
+        tx.__dict__["_paced"] = tx._paced or _paced(make.__name__, tx, _transforms(dict(bound.arguments)))
         if tx._call is None:
             if tx._rebind is None:
                 tx.__dict__["_rebind"] = functools.partial(_rebind_arguments, make, bound)
             with_call(tx, make, *_call_arguments(bound))
-        if counted or any(has_schedule(value) for value in tx.hypers.values()):
+        if counted or _lacks_counter(tx):
             return scheduled(tx)
         return tx
 
@@ -89,14 +103,50 @@ def _call_arguments(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dic
     return tuple(args), kwargs
 
 
+def _transforms(arguments: Tree) -> list[Transform]:
+    return [leaf for leaf in optree.tree_leaves(arguments, none_is_leaf=True) if isinstance(leaf, Transform)]
+
+
 def _uncounted(leaf: Any) -> Any:
     return leaf._call[1][0] if isinstance(leaf, Transform) and leaf._counts_steps and leaf._call else leaf
+
+
+def _counted(leaf: Any) -> Any:
+    return scheduled(leaf) if isinstance(leaf, Transform) and _lacks_counter(leaf) else leaf
+
+
+def _lacks_counter(tx: Transform) -> bool:
+    return any(has_schedule(value) for name, value in tx._defaults.items() if not tx.takes_schedule(name))
+
+
+def _paced(who: str, tx: Transform, parts: list[Transform]) -> frozenset[str]:
+    """Return the hypers of ``tx`` whose schedules go by the counters of its parts.
+
+    Raises:
+        ValueError: a schedule would go by two counters.
+    """
+    found = set()
+    for name, value in tx._defaults.items():
+        users = [part for part in parts if name in part._defaults]
+        without = [part for part in users if not part.takes_schedule(name)]
+        if len(without) == len(users):
+            continue
+        if not without:
+            found.add(name)
+        elif has_schedule(value):
+            (inside, *_), (outside, *_) = [part for part in users if part not in without], without
+            raise ValueError(
+                f"{who}: {name!r} is a schedule, which {inside} reads at the steps that it counts itself, but "
+                f"{outside} has no counter of its own. Keep them apart: rename({inside.name}(...), "
+                f"{name}='inner_{name}')."
+            )
+    return frozenset(found)
 
 
 def _rebind_arguments(make: Callable[..., Transform], bound: inspect.BoundArguments, new: dict[str, Any]) -> Transform:
     def renew(leaf: Any) -> Any:
         if isinstance(leaf, Transform):
-            return leaf.with_hypers(**{name: value for name, value in new.items() if name in leaf.hypers})
+            return leaf.with_hypers(**{name: value for name, value in new.items() if name in leaf._defaults})
         return leaf
 
     fresh = bound.signature.bind(*bound.args, **bound.kwargs)
@@ -119,7 +169,7 @@ def merge_hypers(parts: Iterable[Transform], who: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     owner: dict[str, Transform] = {}
     for part in parts:
-        for name, value in part.hypers.items():
+        for name, value in part._defaults.items():
             if name in merged and not same_value(merged[name], value):
                 raise ValueError(
                     f"{who}: {owner[name]} and {part} have different defaults for {name!r} ({show(merged[name])} and "
@@ -207,7 +257,7 @@ def chain(*transforms: Transform) -> Transform:
         write=write if parts and parts[-1].writes else None,
         hypers=merge_hypers(parts, "chain"),
         rebind=lambda new: chain(
-            *(p.with_hypers(**{name: value for name, value in new.items() if name in p.hypers}) for p in parts)
+            *(p.with_hypers(**{name: value for name, value in new.items() if name in p._defaults}) for p in parts)
         ),
         scopes=itertools.chain(*(part._scopes for part in parts)),
     )
@@ -281,7 +331,7 @@ def rename(tx: Transform, **names: str) -> Transform:
     """
     _check_transforms("rename", (tx,))
     tx.check_names(names)
-    outer = {name: names.get(name, name) for name in tx.hypers}
+    outer = {name: names.get(name, name) for name in tx._defaults}
     if len({*outer.values()}) < len(outer):
         raise ValueError(f"rename: two hypers of {tx.name} would have one name: {outer}")
 
@@ -294,14 +344,16 @@ def rename(tx: Transform, **names: str) -> Transform:
     def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         return tx.run(grads, state, params, inner(hypers), **extras)
 
-    return Transform(
+    renamed = Transform(
         tx._init,
         transform,
         write=write if tx.writes else None,
-        hypers={new: tx.hypers[name] for name, new in outer.items()},
+        hypers={new: tx._defaults[name] for name, new in outer.items()},
         rebind=lambda new: rename(tx.with_hypers(**inner(new)), **names),
         scopes=tx._scopes,
     )
+    renamed.__dict__["_paced"] = frozenset(outer[name] for name in tx._paced)
+    return renamed
 
 
 @state_class
@@ -327,7 +379,7 @@ def scheduled(tx: Transform) -> Transform:
         return tx
 
     def init(params: Tree) -> ScheduledState:
-        count = optree.tree_leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
+        count = tree.counter(params)
         return ScheduledState(count, tx._init(params))
 
     def counted(step: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
@@ -338,7 +390,7 @@ def scheduled(tx: Transform) -> Transform:
                     f"{type(state).__name__}. Use the state that init of this optimizer returned."
                 )
             at = state.count.to(accumulator_dtype(optree.tree_leaves(params)[0].dtype))
-            values = {name: _value_at(value, at) for name, value in hypers.items()}
+            values = {name: v if name in tx._paced else _value_at(v, at) for name, v in hypers.items()}
             out, inner = step(updates, state.inner, params, values, **extras)
             return out, ScheduledState(state.count + 1, inner)
 
@@ -352,7 +404,7 @@ def scheduled(tx: Transform) -> Transform:
         rebind=lambda new: scheduled(tx.with_hypers(**new)),
         scopes=tx._scopes,
     )
-    wrapped.__dict__["_counts_steps"] = True
+    wrapped.__dict__.update(_counts_steps=True, _paced=tx._paced, _takes_complex=tx._takes_complex)
     return with_call(wrapped, scheduled, (tx,), {})
 
 

@@ -54,13 +54,16 @@ class _Step(NamedTuple):
             assign(old, new)
 
 
-def shows_gaps(tx: Transform) -> bool:
+def shows_gaps(tx: Transform, state: Tree) -> bool:
     """Tell whether it matters that packed, what has no gradient takes part with zeros.
 
-    It does to a norm of all updates, unless it is the first link, which sees the zeros themselves.
+    It does to a norm of all updates, unless it is the first link, which sees the zeros themselves, and nothing else:
+    not if it sums over a state too.
     """
     split = split_chain(tx, "element", "leaf")
-    return bool(tx.links_beyond("element", "leaf")) and (split is None or split[0] > 1)
+    if not tx.links_beyond("element", "leaf"):
+        return False
+    return split is None or split[0] > 1 or state[0] != ()
 
 
 class _Route(NamedTuple):
@@ -92,7 +95,7 @@ class EagerStep:
             self.route = _Route(None, tx, [_Gathered(owner, state, 0, 0, len(params))])
         else:
             self.route = self._piecewise(params)
-        self.with_gaps: _Route | None = None if small and shows_gaps(tx) else self.route
+        self.with_gaps: _Route | None = None if small and shows_gaps(tx, state) else self.route
 
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient.
@@ -117,7 +120,8 @@ class EagerStep:
             ahead, state = route.head
             state = select(state, self.owner.keys, grads.keys())
             hypers = values.for_keys([*grads])
-            grads, new = ahead._transform(dict(grads), state, {key: params[key] for key in grads}, hypers, **extras)
+            given, own = dict(grads), {key: params[key] for key in grads}
+            grads, new = ahead._transform(given, state, own, hypers, **{"grad": given, **extras})
             step.write(_pairs(state, new).values())
             step = step._replace(grads=grads)
         if route.by_norm:

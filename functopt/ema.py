@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from functopt import tree
 from functopt.base import state_class
 from functopt.numerics import add_scaled, lerp, once
@@ -28,7 +30,7 @@ class Ema(NamedTuple):
     weight: Tree  # 0-d, or one for each group that the decay tells apart
 
     @staticmethod
-    def zeros(params: Tree, *hypers: Tree, accumulate: bool = False) -> Ema:
+    def zeros(params: Tree, *hypers: Tree, accumulate: bool = False, dtype: torch.dtype | None = None) -> Ema:
         """Return the average of nothing yet.
 
         Args:
@@ -36,8 +38,9 @@ class Ema(NamedTuple):
             *hypers: the defaults of the decay and of the coefficient. Only their structure counts: one weight is kept
                 for each group that they tell apart.
             accumulate: keep the sum in float32 at least, as second moments need.
+            dtype: keep the sum in this dtype.
         """
-        return Ema(tree.zeros_like(params, accumulate=accumulate), tree.scalars(params, *hypers))
+        return Ema(tree.zeros_like(params, dtype, accumulate=accumulate), tree.scalars(params, *hypers))
 
     def update(self, values: Tree, decay: Tree, coefficient: Tree | None = None) -> Ema:
         """Return the average with one more value in it.

@@ -12,7 +12,21 @@ from torch import Tensor
 from functopt.base import Transform
 from functopt.control import MARKS, GroupControl, as_groups
 from functopt.hypers import check_hyper
-from functopt.optimizers import adafactor, adam, adamw, nadam, radam, rmsprop, sgd
+from functopt.optimizers import (
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    muon,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+)
 
 __all__ = ["from_torch"]
 
@@ -22,8 +36,9 @@ OptimizerClass = type[torch.optim.Optimizer]
 def from_torch(torch_class: OptimizerClass, params: Any = None, **kwargs: Any) -> Any:
     """Return what computes as one of torch's optimizers does, as a pure transform or with more ways to steer it.
 
-    Without ``params``, a :class:`Transform <functopt.Transform>`, for Adafactor, Adam, AdamW, NAdam, RAdam, RMSprop and
-    SGD. Options that say how torch runs (``foreach``, ``fused``, ``capturable``, ``differentiable``) do not matter.
+    Without ``params``, a :class:`Transform <functopt.Transform>`, for every class of ``torch.optim`` but LBFGS, whose
+    one step takes many (:func:`lbfgs <functopt.lbfgs>` takes one), and SparseAdam. Options that say how torch runs
+    (``foreach``, ``fused``, ``capturable``, ``differentiable``) do not matter.
 
     With ``params``, an optimizer that *is* a ``torch_class`` (any subclass of ``torch.optim.Optimizer``) and runs its
     code, for which all schedulers and checkpoints of it work. It also has the methods of fastai's optimizers (see
@@ -38,7 +53,7 @@ def from_torch(torch_class: OptimizerClass, params: Any = None, **kwargs: Any) -
 
     Raises:
         TypeError: ``torch_class`` is no class of optimizers, or does not take an argument.
-        ValueError: there is no transform for the class or for ``amsgrad``, or the class refuses a number.
+        ValueError: there is no transform for the class, or the class refuses a number.
 
     >>> tx = from_torch(torch.optim.AdamW, lr=3e-4)
     >>> body, head = nn.Linear(2, 3), nn.Linear(3, 1)
@@ -65,9 +80,7 @@ def _transform(torch_class: OptimizerClass, kwargs: dict[str, Any]) -> Transform
         )
     # the class fills in its defaults and checks the numbers
     made: Callable[..., torch.optim.Optimizer] = torch_class
-    options = made([torch.nn.Parameter(torch.zeros(1))], **kwargs).defaults
-    if options.get("amsgrad"):
-        raise ValueError(f"from_torch: {torch_class.__name__} with amsgrad=True has no functional form here")
+    options = made([torch.nn.Parameter(torch.zeros(1, 1))], **kwargs).defaults
     return _FORMS[torch_class](options)
 
 
@@ -76,7 +89,28 @@ def _adam(options: Mapping[str, Any]) -> Transform:
     form = adamw if options["decoupled_weight_decay"] else adam
     return form(
         options["lr"], beta1, beta2, options["eps"], options["weight_decay"],
-        debias="power", maximize=options["maximize"],
+        debias="weight" if options["amsgrad"] else "power", amsgrad=options["amsgrad"], maximize=options["maximize"],
+    )  # fmt: skip
+
+
+def _adamax(options: Mapping[str, Any]) -> Transform:
+    beta1, beta2 = options["betas"]
+    return adamax(options["lr"], beta1, beta2, options["eps"], options["weight_decay"], maximize=options["maximize"])
+
+
+def _same_names(recipe: Callable[..., Transform], *names: str) -> Callable[[Mapping[str, Any]], Transform]:
+    return lambda options: recipe(**{name: options[name] for name in (*names, "lr", "weight_decay", "maximize")})
+
+
+def _rprop(options: Mapping[str, Any]) -> Transform:
+    return rprop(options["lr"], *options["etas"], *options["step_sizes"], maximize=options["maximize"])
+
+
+def _muon(options: Mapping[str, Any]) -> Transform:
+    return muon(
+        options["lr"], options["momentum"], options["eps"], options["weight_decay"],
+        nesterov=options["nesterov"], ns_coeffs=options["ns_coefficients"], ns_steps=options["ns_steps"],
+        ns_dtype=torch.bfloat16, adjust_lr_fn=options["adjust_lr_fn"] or "original",
     )  # fmt: skip
 
 
@@ -119,12 +153,18 @@ def _adafactor(options: Mapping[str, Any]) -> Transform:
 
 
 _FORMS: dict[OptimizerClass, Callable[[Mapping[str, Any]], Transform]] = {
+    torch.optim.Adadelta: _same_names(adadelta, "rho", "eps"),
     torch.optim.Adafactor: _adafactor,
+    torch.optim.Adagrad: _same_names(adagrad, "lr_decay", "initial_accumulator_value", "eps"),
     torch.optim.Adam: _adam,
     torch.optim.AdamW: _adam,
+    torch.optim.Adamax: _adamax,
+    torch.optim.ASGD: _same_names(asgd, "lambd", "alpha", "t0"),
+    torch.optim.Muon: _muon,
     torch.optim.NAdam: _nadam,
     torch.optim.RAdam: _radam,
     torch.optim.RMSprop: _rmsprop,
+    torch.optim.Rprop: _rprop,
     torch.optim.SGD: _sgd,
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
+from functopt.closure import ClosureLoss, takes_extra
 from functopt.compile import RECOMPUTE
 from functopt.compile import compile as compile_step
 from functopt.eager import EagerStep, shows_gaps
@@ -30,16 +31,18 @@ class CompiledStep:
     Otherwise the graph works leaf by leaf, on the parameters where they are.
 
     Packed, it is data which parameters have a gradient: only the first time that one has none compiles again. Where
-    zeros in its place would show in a norm of all updates, such steps are not compiled.
+    zeros in its place would show in a norm of all updates, such steps are not compiled; nor are those that search along
+    a line by calling a closure.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
         self.owner = owner
-        self.tx, _, _ = owner.at_step(Values({}, {}))
+        self.tx, state, _ = owner.at_step(Values({}, {}))
         self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **_options(options))
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
-        self.with_gaps = EagerStep(owner, params) if owner.packed and shows_gaps(self.tx) else None
+        self.with_gaps = EagerStep(owner, params) if owner.packed and shows_gaps(self.tx, state) else None
+        self.eager = self.with_gaps
         if owner.packed:
             self.params = owner.layout.pack({key: param.detach() for key, param in params.items()})
             self.grads = owner.layout.zeros()
@@ -53,6 +56,12 @@ class CompiledStep:
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient."""
         owner = self.owner
+        if isinstance(extras.get("value_fn"), ClosureLoss):
+            if takes_extra(self.tx, "value_fn"):  # a closure goes backward by itself, which is nothing for a graph
+                self.eager = self.eager or EagerStep(owner, params)
+                self.eager(params, grads, values, extras)
+                return
+            extras = {name: value for name, value in extras.items() if name != "value_fn"}
         if self.with_gaps is not None and len(grads) < len(params):
             self.with_gaps(params, grads, values, extras)
             return

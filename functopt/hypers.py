@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import optree
@@ -15,7 +15,18 @@ from torch import Tensor
 from functopt import tree
 from functopt.tree import Tree, is_schedule
 
-__all__ = ["RANGES", "Hypers", "check_hyper", "check_number", "has_schedule", "same_value", "show", "unknown_hyper"]
+__all__ = [
+    "RANGES",
+    "Hypers",
+    "NestedHypers",
+    "check_hyper",
+    "check_number",
+    "flat_hypers",
+    "has_schedule",
+    "same_value",
+    "show",
+    "unknown_hyper",
+]
 
 Hypers = Mapping[str, Any]
 
@@ -40,6 +51,61 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "min_scale": (0.0, math.inf, False),
     "clipping_threshold": (0.0, math.inf, True),
     "sync_period": (1.0, math.inf, False),
+    "swa_freq": (1.0, math.inf, False),
+    "radius": (0.0, math.inf, False),
+    "gamma": (0.0, math.inf, False),
+    "initial_scale": (0.0, math.inf, False),
+    "clip_exponent": (0.0, math.inf, False),
+    "beta": (0.0, 1.0, False),
+    "beta3": (0.0, 1.0, False),
+    "reps_rel": (0.0, math.inf, False),
+    "init_step": (0.0, math.inf, False),
+    "init_estim_sq_dist": (0.0, math.inf, False),
+    "estim_lr0": (0.0, math.inf, False),
+    "estim_lr_coef": (0.0, math.inf, False),
+    "s_init": (0.0, math.inf, False),
+    "s_eps": (0.0, math.inf, False),
+    "s_decay": (0.0, math.inf, False),
+    "warmup_steps": (0.0, math.inf, False),
+    "max_learning_rate": (0.0, math.inf, True),
+    "tol": (0.0, math.inf, False),
+    "atol": (0.0, math.inf, False),
+    "rtol": (0.0, math.inf, False),
+    "increase_factor": (1.0, math.inf, True),
+    "decrease_factor": (0.0, 1.0, False),
+    "slope_rtol": (0.0, 1.0, False),
+    "curv_rtol": (0.0, math.inf, True),
+    "approx_dec_rtol": (0.0, math.inf, False),
+    "stepsize_precision": (0.0, math.inf, False),
+    "k": (1.0, math.inf, False),
+    "eta": (0.0, math.inf, False),
+    "noise_multiplier": (0.0, math.inf, False),
+    "clipping": (0.0, math.inf, True),
+    "rho": (0.0, 1.0, False),
+    "lr_decay": (0.0, math.inf, False),
+    "initial_accumulator_value": (0.0, math.inf, False),
+    "accumulator_decay": (0.0, 1.0, True),
+    "lambd": (0.0, math.inf, False),
+    "eta_minus": (0.0, 1.0, False),
+    "eta_plus": (1.0, math.inf, False),
+    "min_step_size": (0.0, math.inf, False),
+    "max_step_size": (0.0, math.inf, True),
+    "every_k": (1.0, math.inf, False),
+    "max_squared_norm": (0.0, math.inf, True),
+    "max_consecutive_errors": (0.0, math.inf, True),
+    "patience": (1.0, math.inf, True),
+    "cooldown": (0.0, math.inf, False),
+    "accumulation_size": (1.0, math.inf, False),
+    "update_proj_gap": (1.0, math.inf, False),
+    "precondition_frequency": (1.0, math.inf, False),
+    "update_interval": (1.0, math.inf, False),
+    "clip_threshold": (0.0, math.inf, True),
+    "shampoo_beta": (0.0, 1.0, False),
+    "adam_lr": (0.0, math.inf, False),
+    "adam_beta1": (0.0, 1.0, False),
+    "adam_beta2": (0.0, 1.0, False),
+    "adam_eps_root": (0.0, math.inf, False),
+    "adam_weight_decay": (0.0, math.inf, False),
 }
 
 
@@ -52,6 +118,10 @@ ELSEWHERE = {
     "mom": "momentum",
     "wd": "weight_decay",
     "alpha": "decay",
+    "beta": "optimism",
+    "l2_norm_clip": "max_norm",
+    "global_l2_norm_clip": "max_norm",
+    "key": "seed",
 }
 
 
@@ -61,7 +131,7 @@ def check_number(who: str, name: str, value: float) -> None:
     Raises:
         ValueError: it is NaN or outside the range.
     """
-    low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
+    low, high, closed = RANGES.get(name.rpartition(".")[2], (-math.inf, math.inf, True))
     if not (low <= value < high or (closed and value == high)):
         upper = f"{high:g}]" if closed else f"{high:g})"
         raise ValueError(f"{who}: {name} must be in [{low:g}, {upper}, got {value!r}")
@@ -112,11 +182,58 @@ def _lambda_hint(leaf: Any) -> str:
 def unknown_hyper(name: str, known: Iterable[str], who: str) -> str:
     """Say that a hyper does not exist, which ones do, and which was probably meant."""
     known = sorted(known)
-    if ELSEWHERE.get(name) in known:
-        return f"{who} has no hyper {name!r}; here it is called {ELSEWHERE[name]!r}. It has {known}."
+    part, dot, last = name.rpartition(".")
+    here = f"{part}{dot}{ELSEWHERE.get(last)}"
+    if here in known:
+        return f"{who} has no hyper {name!r}; here it is called {here!r}. It has {known}."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"{who} has no hyper {name!r}; it has {known}.{meant}"
+
+
+class NestedHypers(Mapping[str, Any]):
+    """Hypers that belong to parts, as those of :func:`partition <functopt.partition>` do: a mapping of mappings.
+
+    It answers to dotted names too: ``hypers["body"]["lr"]`` is ``hypers["body.lr"]``.
+    """
+
+    def __init__(self, flat: Mapping[str, Any]) -> None:
+        self._flat = flat
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._flat:
+            return self._flat[name]
+        below = {full.removeprefix(f"{name}."): v for full, v in self._flat.items() if full.startswith(f"{name}.")}
+        if not below:
+            raise KeyError(name)
+        return NestedHypers(below)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(full.partition(".")[0] for full in self._flat))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def flat_hypers(hypers: Hypers, known: Iterable[str] = ()) -> dict[str, Any]:
+    """Return hypers by their full names: ``{"body": {"lr": 0.1}}`` is ``{"body.lr": 0.1}``.
+
+    Args:
+        hypers: values by name.
+        known: the full names that there are. A dict is one of hypers if its name begins one of these, otherwise it is
+            a tree of values.
+    """
+    out: dict[str, Any] = {}
+    for name, value in hypers.items():
+        nested = isinstance(value, Mapping) and any(full.startswith(f"{name}.") for full in known)
+        if nested or isinstance(value, NestedHypers):
+            out.update(flat_hypers({f"{name}.{below}": v for below, v in value.items()}, known))
+        else:
+            out[name] = value
+    return out
 
 
 def has_schedule(value: Tree) -> bool:
@@ -132,8 +249,9 @@ def show(value: Any) -> str:
     if isinstance(value, Tensor):
         plain = value.device.type == "cpu" and value.ndim == 0
         return f"tensor({value.tolist() if plain else list(value.shape)})"
-    if is_schedule(value):
-        fields = ", ".join(f"{name}={show(v)}" for name, v in zip(value._fields, value, strict=True))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        named: Any = value
+        fields = ", ".join(f"{name}={show(v)}" for name, v in zip(named._fields, value, strict=True))
         return f"{type(value).__name__}({fields})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in value.items()) + "}"

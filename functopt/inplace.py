@@ -15,6 +15,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.combine import ScheduledState, split_chain, without_counter
+from functopt.hypers import has_schedule
 from functopt.param_state import entries, map_entries
 from functopt.sharded import Sharding, assign, is_sharded, naming, settled
 from functopt.tree import Layout, Tree, is_schedule
@@ -41,7 +42,7 @@ class Values:
 
     def of(self, name: str, key: Key) -> Any:
         """Return the value of a hyper for one parameter."""
-        if name == "weight_decay" and key in self.spared:
+        if _is_decay(name) and key in self.spared:
             return 0.0
         value = self.by_name[name][self.group_of[key]]
         if not isinstance(value, dict):
@@ -56,7 +57,7 @@ class Values:
         out: dict[str, Any] = {}
         for name, values in self.by_name.items():
             first = values[groups[0]]
-            spared = name == "weight_decay" and not self.spared.isdisjoint(keys)
+            spared = _is_decay(name) and not self.spared.isdisjoint(keys)
             if not (spared or isinstance(first, dict)) and all(same(values[group], first) for group in groups[1:]):
                 out[name] = first
             else:
@@ -64,16 +65,22 @@ class Values:
                 out[name] = layout.numbers(different) if layout is not None else different
         return out
 
-    def at(self, step: Tensor) -> Values:
-        """Return the values with schedules replaced by what they say at a step."""
+    def at(self, step: Tensor, paced: AbstractSet[str] = frozenset()) -> Values:
+        """Return the values with schedules replaced by what they say at a step, but for those that are ``paced``."""
 
         def look_up(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: look_up(below) for key, below in value.items()}
             return value(step) if is_schedule(value) else value
 
-        by_name = {name: [look_up(v) for v in values] for name, values in self.by_name.items()}
+        by_name = {
+            name: values if name in paced else [look_up(v) for v in values] for name, values in self.by_name.items()
+        }
         return Values(by_name, self.group_of, self.spared)
+
+
+def _is_decay(name: str) -> bool:
+    return name.rpartition(".")[2] == "weight_decay"  # that of a part, perhaps
 
 
 def same(value: Any, other: Any) -> bool:
@@ -101,6 +108,9 @@ class InPlace:
         hypers: dict[str, Any] = {name: {key: values.of(name, key) for key in own} for name in values.by_name}
         whole_tx = tx.with_hypers(**hypers)
         self.packed = _on_shards(tx) if self.shardings else not tx.links_beyond("element", "leaf", "tree")
+        # schedules that are read inside the optimizer cannot be packed
+        self.packed = self.packed and not any(has_schedule(v) for name in tx._paced for v in values.by_name[name])
+        self.packed = self.packed and not any(param.is_complex() for param in own.values())  # whose parts are leaves
         if not self.packed:
             self.layout, self.tx = Layout.of(own), whole_tx
             with naming(tx.links_beyond("element", "tree", "leaf") if self.shardings else ()):
@@ -144,7 +154,7 @@ class InPlace:
     def at_step(self, values: Values) -> tuple[Transform, Tree, Values]:
         """Return the optimizer without its step counter, its state, and hypers in which no schedule is left."""
         tx, state, step = without_counter(self.tx, self.state, self.dtype)
-        return tx, state, values if step is None else values.at(step)
+        return tx, state, values if step is None else values.at(step, tx._paced)
 
     def count_step(self) -> None:
         """Move the step counter on, if there is one."""

@@ -67,7 +67,9 @@ def where(condition: bool | Tensor, x: Tensor, other: Tensor) -> Tensor:
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for sums and bookkeeping beside values of ``dtype``: float32 at least."""
+    """Return the dtype for sums and bookkeeping beside values of ``dtype``: real, and float32 at least."""
+    if dtype.is_complex:
+        dtype = dtype.to_real()
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -47,6 +47,8 @@ def select(state: Tree, keys: Keys, some: Keys) -> Tree:
         return state
     if _is_by_parameter(state, keys):
         return {key: value for key, value in state.items() if key in some}
+    if getattr(state, "by_label", False):
+        return type(state)({label: select(part, keys, some) for label, part in state[0].items()})
     return _like(state, [select(child, keys, some) for _, child in tree.children(state)])
 
 
@@ -62,6 +64,9 @@ def map_entries(
         return f(owner, path, node)
     if owner is SHARED and _is_by_parameter(node, keys):
         return {key: map_entries(f, child, keys, key, path) for key, child in node.items()}
+    if getattr(node, "by_label", False):  # its dict may have the parameters' keys, and is no entry for each of them
+        parts = {label: map_entries(f, part, keys, owner, (*path, label)) for label, part in node[0].items()}
+        return type(node)(parts)
     return _like(node, [map_entries(f, child, keys, owner, (*path, name)) for name, child in tree.children(node)])
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Sharding", "assign", "check_whole", "is_sharded", "naming", "settled", "storage"]
+__all__ = ["Sharding", "assign", "check_whole", "is_sharded", "naming", "replicated", "settled", "storage"]
 
 Placements = tuple[Any, ...]
 
@@ -99,6 +99,11 @@ def settled(leaf: Any, beside: Sharding | None) -> Tensor:
         return leaf.full_tensor().clone()
     placements = _reduced(leaf) if beside is None else beside.beside(leaf)
     return leaf.redistribute(placements=placements).clone()
+
+
+def replicated(leaf: Any) -> Tensor:
+    """Return a tensor with all of it on every process, as a ``DTensor`` if it is one."""
+    return leaf.redistribute(placements=[_replicate()] * leaf.device_mesh.ndim) if is_sharded(leaf) else leaf
 
 
 def _replicate() -> Any:

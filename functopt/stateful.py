@@ -14,6 +14,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.checkpoint import check_state_dict, saved_ids, with_schedules
+from functopt.closure import ClosureLoss
 from functopt.control import MARKS, GroupControl, as_groups
 from functopt.eager import EagerStep
 from functopt.fused import CompiledStep
@@ -90,7 +91,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         later = {name: value for name, value in hypers.items() if isinstance(value, (slice, list))}
         self.tx = tx.with_hypers(**Group({name: value for name, value in hypers.items() if name not in later}))
         self._compile, self._marks = compile, {}
-        super().__init__(as_groups(params), dict(self.tx.hypers))
+        super().__init__(as_groups(params), dict(self.tx._defaults))
         if {"beta1", "beta2"} <= self.defaults.keys():  # OneCycleLR and CyclicLR look for it
             self.defaults["betas"] = (self.defaults["beta1"], self.defaults["beta2"])
         self.set_hypers(**later)
@@ -109,16 +110,17 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
 
     def _values(self) -> Values:
         """Return the hypers in force."""
-        by_name = {name: [group[name] for group in self.param_groups] for name in self.tx.hypers}
+        by_name = {name: [group[name] for group in self.param_groups] for name in self.tx._defaults}
         marks = self._marks.items()
         return Values(by_name, self._group_of, {key for key, own in marks if not own.get("do_wd", True)})
 
     def _hyper_names(self) -> list[str]:
-        return list(self.tx.hypers)
+        return list(self.tx._defaults)
 
     def _check_hyper(self, name: str, value: Any) -> None:
-        counted = self._inner is None or self._inner.tx._counts_steps
-        check_hyper("StatefulOptimizer", name, value, schedules=counted)
+        check_hyper(
+            "StatefulOptimizer", name, value, schedules=self._inner is None or self._inner.tx.takes_schedule(name)
+        )
 
     def _marks_of(self, param: Tensor) -> dict[str, bool]:
         for key, own, _ in self._items():
@@ -142,9 +144,9 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             raise TypeError("add_param_group: expected a dict with 'params' and hypers")
         group = Group(param_group)
         for name in group:
-            if name not in self.tx.hypers and name not in _OTHER_KEYS:
-                raise KeyError(unknown_hyper(name, self.tx.hypers, "StatefulOptimizer"))
-        for name, default in self.tx.hypers.items():
+            if name not in self.tx._defaults and name not in _OTHER_KEYS:
+                raise KeyError(unknown_hyper(name, self.tx._defaults, "StatefulOptimizer"))
+        for name, default in self.tx._defaults.items():
             # copied, because LR schedulers write into tensors: neither the defaults nor another group may change
             group[name] = _copied(group.get(name, default))
             self._check_hyper(name, group[name])
@@ -171,7 +173,8 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             raise ValueError("StatefulOptimizer: two parameters have the same name")
         if before and len(params) == len(before):
             return
-        tree.check_params({key: param for key, param in params.items() if key not in before}, "StatefulOptimizer")
+        new = {key: param for key, param in params.items() if key not in before}
+        tree.check_params(new, "StatefulOptimizer", complex=self.tx._takes_complex)
         if self._compile is not False:
             check_whole(params, "StatefulOptimizer: a compiled step")
         self._settle(InPlace(self.tx, self._values(), params))
@@ -214,9 +217,9 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
                 loss = closure()
             if isinstance(loss, Tensor):
                 extras.setdefault("value", loss.detach())
-            extras.setdefault("value_fn", self._value_fn(closure))
+            extras.setdefault("value_fn", ClosureLoss(closure, {key: param for key, param, _ in self._items()}))
         for group in self.param_groups:
-            for name in self.tx.hypers:
+            for name in self.tx._defaults:
                 self._check_hyper(name, group[name])
         params = {key: param for key, param, _ in self._items()}
         grads = {key: _dense(param.grad, key) for key, param in params.items() if param.grad is not None}
@@ -227,26 +230,6 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         for group in self.param_groups:
             group["steps"] += any(param.grad is not None for param in group["params"])
         return loss
-
-    def _value_fn(self, closure: Callable[[], Any]) -> Callable[[Any], Any]:
-        """Return the loss as a function of parameters; those of the optimizer, and their gradients, stay."""
-
-        def value_fn(values: Any) -> Any:
-            params = {key: param for key, param, _ in self._items()}
-            before = {key: (param.detach().clone(), param.grad) for key, param in params.items()}
-            try:
-                for key, value in tree.unpack(values).items():
-                    params[key].copy_(value)
-                for param in params.values():
-                    param.grad = None
-                with torch.enable_grad():
-                    return closure().detach()
-            finally:
-                for key, param in params.items():
-                    param.copy_(before[key][0])
-                    param.grad = before[key][1]
-
-        return value_fn
 
     def clear_state(self) -> None:
         """Make the state what it was before the first step; parameters, hypers and marks stay."""
@@ -314,7 +297,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         state_dict = with_schedules(state_dict, self.param_groups)
-        check_state_dict("load_state_dict", state_dict, self.param_groups, self.tx.hypers)
+        check_state_dict("load_state_dict", state_dict, self.param_groups, self.tx._defaults)
         saved_groups = state_dict["param_groups"]
         sizes, saved_sizes = ([len(group["params"]) for group in gs] for gs in (self.param_groups, saved_groups))
         if sizes != saved_sizes:
@@ -372,10 +355,10 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
         """Return a group with the hypers of a saved one."""
         loaded = Group({name: value for name, value in saved.items() if name not in ("params", "param_names")})
         keys = [key for key, _, own in self._items() if own is group]
-        for name in self.tx.hypers:
+        for name in self.tx._defaults:
             if name not in loaded:
                 raise ValueError(f"load_state_dict: a saved group has no {name!r}. Was it made by another optimizer?")
-            check_hyper("load_state_dict", name, loaded[name], schedules=self._inner.tx._counts_steps)
+            check_hyper("load_state_dict", name, loaded[name], schedules=self._inner.tx.takes_schedule(name))
             if isinstance(loaded[name], dict) and not {*keys} <= loaded[name].keys():
                 raise ValueError(f"load_state_dict: {name} of a saved group has not a value for each of {keys}")
         return Group({**group, **copy.deepcopy(loaded)})
@@ -396,7 +379,7 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
     def __repr__(self) -> str:
         lines = [f"StatefulOptimizer({self.tx}"]
         for i, group in enumerate(self.param_groups):
-            hypers = ", ".join(f"{name}={show(group[name])}" for name in self.tx.hypers)
+            hypers = ", ".join(f"{name}={show(group[name])}" for name in self.tx._defaults)
             lines.append(f"  group {i}: {len(group['params'])} parameters, {hypers}")
         return "\n".join([*lines, ")"])
 

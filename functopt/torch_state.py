@@ -36,7 +36,9 @@ _CHAINS: dict[tuple[str, ...], OptimizerClass] = {
 }
 
 # What an option of a link must be, because torch has no other; those of trace and scale_by_rms are compared.
-_ONLY: dict[str, Any] = {"mask": None, "flip_sign": True, "damped": True, "eps_in_sqrt": False}
+_ONLY: dict[str, Any] = {
+    "mask": None, "flip_sign": True, "damped": True, "eps_in_sqrt": False, "bias_correction": False
+}  # fmt: skip
 
 # The numbers and choices of a group of torch's, which every checkpoint of the class has.
 _OPTIONS: dict[OptimizerClass, tuple[str, ...]] = {
@@ -179,7 +181,7 @@ def _hypers_from(form: _Form, group: Mapping[str, Any], who: str) -> dict[str, A
         if form.torch_class is torch.optim.SGD:
             _must_be(who, "nesterov", group["nesterov"], form.options.get("nesterov", False))
         else:
-            hypers |= {"decay": group["alpha"], "eps": group["eps"]}
+            hypers |= {"decay": group["alpha"], "eps": group["eps"], "initial_scale": 0.0}
             _must_be(who, "centered", group["centered"], form.options.get("centered", False))
         if "trace" in form.links:
             dampening = group.get("dampening", 0.0)
@@ -368,10 +370,11 @@ def _options_for(form: _Form, group: Mapping[str, Any], who: str) -> dict[str, A
         if isinstance(value, Tensor) and name != "lr":  # which torch takes from nobody else
             values[name] = float(value)
     options = {"lr": values["lr"], "weight_decay": values["weight_decay"]}
+    for name in ("eps_root", "initial_scale"):
+        if values.get(name, 0) != 0:
+            raise ValueError(f"{who} has {name}={values[name]!r}, which {form.name} does not have")
     if form.adaptive:
         options |= {"betas": (values["beta1"], values["beta2"]), "eps": values["eps"]}
-        if values["eps_root"] != 0:
-            raise ValueError(f"{who} has eps_root={values['eps_root']!r}, which {form.name} does not have")
     elif form.torch_class is torch.optim.RMSprop:
         options |= {"alpha": values["decay"], "eps": values["eps"], "centered": form.options.get("centered", False)}
     if "trace" in form.links:

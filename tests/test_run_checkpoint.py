@@ -327,7 +327,7 @@ def kill_while_training(folder: Path) -> None:
             time.sleep(rng.uniform(0, 0.1))
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            assert os.WTERMSIG(status) == signal.SIGKILL
+            assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL  # a loaded machine may be too late
             (path.parent / "completed").write_bytes(completed[:])
 
 

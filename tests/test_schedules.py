@@ -51,6 +51,26 @@ MORE: dict[str, Any] = {
     "sgdr": sgdr_schedule(
         [{"init_value": 0.1, "peak_value": p, "warmup_steps": 2, "decay_steps": 9} for p in (1, 0.5)]
     ),
+    "staircase": fo.exponential_decay(0.5, 4, 0.3, 2, staircase=True),
+    "exponential/end": fo.exponential_decay(0.5, 10, 0.3, end_value=0.2),
+    "exponential/rising": fo.exponential_decay(0.5, 10, 1.3, end_value=0.7),
+    "piecewise_constant": fo.piecewise_constant_schedule(0.3, {4: 0.5, 9: 2.0, 15: 0.0}),
+    "piecewise_linear": fo.piecewise_interpolate_schedule("linear", 0.3, {4: 0.5, 9: 2.0, 15: 0.0}),
+    "piecewise_cosine": fo.piecewise_interpolate_schedule("cosine", 0.3, {0: 0.5, 9: 2.0, 15: 0.1}),
+    "linear_onecycle": fo.linear_onecycle_schedule(20, 0.4),
+    "warmup_constant": fo.warmup_constant_schedule(0.1, 0.3, 10),
+    "warmup_exponential": fo.warmup_exponential_decay_schedule(0.1, 0.3, 5, 10, 0.5, 2, staircase=True, end_value=0.1),
+    "stable/linear": fo.warmup_stable_decay_schedule(0.3, 5, 5, 10),
+    "stable/sqrt": fo.warmup_stable_decay_schedule(0.3, 5, 5, 10, 0.1, 0.01, decay="sqrt"),
+    "stable/cosine": fo.warmup_stable_decay_schedule(0.3, 5, 5, 10, decay="cosine"),
+    "inverse_sqrt": fo.inverse_sqrt_schedule(0.3, 5),
+    "inverse_sqrt/timescale": fo.inverse_sqrt_schedule(0.3, 5, 0.1, 20.0),
+    "product": fo.product_schedule(fo.linear_schedule(0.0, 1.0, 5), fo.exponential_decay(0.5, 10, 0.3)),
+    "wave": fo.cosine_annealing_lr(0.3, 10, 0.01),
+    "cyclic": fo.cyclic_lr(0.1, 0.5, 5),
+    "cyclic/range": fo.cyclic_lr(0.1, 0.5, 5, 10, mode="exp_range", gamma=0.9),
+    "multi_step": fo.multi_step_lr(0.3, [5, 10, 10]),
+    "one_cycle": fo.one_cycle_lr(0.3, 20, three_phase=True),
     "join by fractions": fo.join([0.25, 0.75], [fo.linear_schedule(0.0, 1.0), fo.cosine_schedule(1.0, 0.1)], 20),
 }
 
@@ -94,6 +114,20 @@ def test_takes_tensors_for_its_numbers(schedule: Any):
     for step in (0, 3, 19.5, 100):
         # numbers raised to a power in Python and in torch
         assert value(tensors, step) == pytest.approx(value(schedule, step), rel=1e-12)
+
+
+@every_schedule
+def test_is_mapped_and_compiled_like_any_hyper(schedule: Any):
+    step = torch.tensor(7.0, dtype=torch.float64)
+    of_size = lambda f: optree.tree_map(lambda x: torch.tensor(f * x, dtype=torch.float64), schedule)
+    members: Any = [of_size(1.0), of_size(0.9)]
+    want = torch.stack([member(step) for member in members])
+    look_up = lambda schedule, step: schedule(step)
+    mapped = torch.func.vmap(look_up, (0, None))(optree.tree_map(lambda a, b: torch.stack([a, b]), *members), step)
+    torch.testing.assert_close(mapped, want, rtol=1e-14, atol=1e-16)
+    torch._dynamo.reset()  # or it would be one function compiled for ever more schedules
+    compiled = torch.compile(look_up, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(members[0], step), want[0], rtol=1e-14, atol=1e-16)
 
 
 @every_schedule
@@ -241,6 +275,62 @@ def test_new_schedules_are_saved_with_an_optimizer(tmp_path):
     course = {"a": scaled_schedule(0.5, cosine_restarts_schedule(1.0, 5, 2)), "b": flat_cosine_schedule(0.1, 10)}
     torch.save(course, tmp_path / "schedules.pt")
     assert torch.load(tmp_path / "schedules.pt", weights_only=True) == course
+
+
+def test_the_fall_after_a_stable_phase():
+    shapes = {
+        "linear": lambda s: 1 - s,
+        "sqrt": lambda s: 1 - s**0.5,
+        "cosine": lambda s: (1 + math.cos(math.pi * s)) / 2,
+    }
+    for decay, shape in shapes.items():
+        schedule = fo.warmup_stable_decay_schedule(0.5, 10, 20, 40, 0.1, 0.05, decay=decay)
+        for step in range(90):
+            want = 0.1 + 0.4 * step / 10 if step < 10 else 0.05 + 0.45 * shape(min(max((step - 30) / 40, 0.0), 1.0))
+            assert value(schedule, step) == pytest.approx(want, rel=1e-12), (decay, step)
+
+
+def test_noam():
+    width, warmup = 512, 40
+    schedule = fo.inverse_sqrt_schedule((width * warmup) ** -0.5, warmup)
+    for step in range(1, 200):
+        want = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert value(schedule, step) == pytest.approx(want, rel=1e-12), step
+
+
+def test_an_integer_number_of_steps_has_whole_boundaries_as_in_optax():
+    for make in (fo.cosine_onecycle_schedule, fo.linear_onecycle_schedule):
+        assert value(make(18, 0.5), 5) == pytest.approx(0.5)  # 0.3·18 = 5.4
+        assert value(make(18.0, 0.5), 5) < 0.495
+        assert value(make(18.0, 0.5), 5.4) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fo.piecewise_constant_schedule(0.1, {5: -1.0}), "the scale at 5 must not be negative, got -1"),
+        (lambda: fo.piecewise_interpolate_schedule("cubic", 0.1), "must be linear or cosine, got 'cubic'"),
+        (
+            lambda: fo.warmup_stable_decay_schedule(0.1, 1, 1, 1, decay="no"),
+            "decay must be 'linear', 'cosine' or 'sqrt'",
+        ),
+        (lambda: fo.warmup_stable_decay_schedule(0.1, 1, 0, 1), "stable_steps must be positive"),
+        (lambda: fo.warmup_exponential_decay_schedule(0.0, 0.1, -1, 5, 0.5), "warmup_steps must be positive"),
+        (lambda: fo.inverse_sqrt_schedule(0.1, 0), "timescale must be positive"),
+        (lambda: fo.cyclic_lr(0.1, 0.2, mode="square"), "mode must be 'triangular', 'triangular2' or 'exp_range'"),
+        (lambda: fo.cyclic_lr(0.1, 0.2, 5, 0), "step_size_down must be positive"),
+        (lambda: fo.one_cycle_lr(0.1, 0), "total_steps must be positive"),
+        (lambda: fo.one_cycle_momentum(9, anneal_strategy="sine"), "anneal_strategy must be 'cos' or 'linear'"),
+        (lambda: fo.swalr(0.1, 0.2, anneal_strategy="sine"), "anneal_strategy must be 'cos' or 'linear'"),
+        (lambda: fo.cosine_annealing_lr(0.1, 0), "T_max must be positive"),
+        (lambda: fo.product_schedule(), "0 schedules need"),
+    ],
+)
+def test_what_a_schedule_cannot_be(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError, match="part 1 is a float, expected a schedule"):
+        fo.product_schedule(fo.constant_schedule(0.1), 0.5)
 
 
 # As hypers

@@ -18,7 +18,8 @@ from functopt import Transform, schedules
 def read(text: str) -> Any:
     # schedules print as their classes, which are not in the flat namespace
     made_here = {name: thing for family in FAMILIES for name, thing in vars(family).items() if callable(thing)}
-    return eval(text, {**made_here, **vars(schedules), **vars(fo), "inf": math.inf, "with_loss": with_loss})
+    named = {"inf": math.inf, "torch": torch, "with_loss": with_loss}
+    return eval(text, {**made_here, **vars(schedules), **vars(fo), **named})
 
 
 @rows("value")

@@ -1,23 +1,24 @@
-"""Recipes that divide by a running second moment: RMSProp, Adam and their relatives."""
+"""Recipes that divide by a running mean square: RMSProp, Adam, and Adam rectified or looking ahead."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from functopt.base import Transform
+from functopt.combine import chain
 from functopt.optimizers.common import Hyper, compose, is_zero
 from functopt.transforms.adaptive import (
     scale_by_adam,
     scale_by_nadam,
     scale_by_qhadam,
     scale_by_radam,
-    scale_by_rms,
-    scale_momentum_by_rms,
 )
+from functopt.transforms.maxima import scale_by_amsgrad
 from functopt.transforms.momentum import trace
+from functopt.transforms.rms import scale_by_rms, scale_momentum_by_rms
 from functopt.wrappers.lookahead import lookahead
 
-__all__ = ["adam", "adamw", "nadam", "qhadam", "radam", "ranger", "rmsprop"]
+__all__ = ["adam", "adamw", "nadam", "nadamw", "qhadam", "radam", "ranger", "rmsprop"]
 
 
 def rmsprop(
@@ -29,13 +30,19 @@ def rmsprop(
     *,
     centered: bool = False,
     momentum_of: str = "update",
+    nesterov: bool = False,
+    eps_in_sqrt: bool = False,
+    initial_scale: float = 0.0,
+    bias_correction: bool = False,
     decoupled: bool = False,
     mask: Any = None,
     maximize: bool = False,
 ) -> Transform:
     """RMSProp, as ``torch.optim.RMSprop`` (whose ``alpha`` is ``decay`` here).
 
-    ``v ← decay·v + (1 - decay)·g²``, ``p ← p - lr·g/(√v + eps)``. Tieleman & Hinton (2012).
+    ``v ← decay·v + (1 - decay)·g²``, ``p ← p - lr·g/(√v + eps)``. Tieleman & Hinton, "Lecture 6.5 - RMSProp" (2012).
+
+    ``optax.rmsprop(lr, momentum=m)`` is ``rmsprop(lr, 0.9, momentum=m, momentum_of="step", eps_in_sqrt=True)``.
 
     Args:
         lr: learning rate.
@@ -44,30 +51,44 @@ def rmsprop(
         weight_decay: factor of the decay.
         momentum: what is kept of the buffer; the number 0 leaves it out, and with it the hyper.
         centered: divide by the standard deviation.
-        momentum_of: ``"update"``: the momentum of ``g/(√v + eps)`` (torch); ``"gradient"``: that of ``g``, divided
-            afterwards (fastai).
+        momentum_of: ``"update"``: the momentum of ``g/(√v + eps)`` (torch); ``"step"``: that of ``lr·g/(√v + eps)``, so
+            that a change of ``lr`` acts gradually (optax); ``"gradient"``: that of ``g``, divided afterwards (fastai).
+        nesterov: look ahead with the momentum.
+        eps_in_sqrt: divide by ``√(v + eps)``.
+        initial_scale: what ``v`` is at the start.
+        bias_correction: divide ``v`` by ``1 - decay^t``.
         decoupled: decay beside the preconditioner (fastai's default), not through it (torch).
         mask: which leaves decay.
         maximize: ascend.
 
     Raises:
-        ValueError: a number is out of range, or ``momentum_of`` has another value.
+        ValueError: a number is out of range, ``momentum_of`` has another value, or an option does not go with it.
 
     >>> tx = rmsprop(lr=0.1)
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 1.7881e-07, -3.0000e+00])}
     """
-    if momentum_of not in ("update", "gradient"):
-        raise ValueError(f"rmsprop: momentum_of must be 'update' or 'gradient', got {momentum_of!r}")
-    if is_zero(momentum):
-        links = [scale_by_rms(decay, eps, centered=centered)]
-    elif momentum_of == "update":
-        links = [scale_by_rms(decay, eps, centered=centered), trace(momentum)]
-    elif centered:
-        raise ValueError("rmsprop: centered goes with momentum_of='update' only")
-    else:
-        links = [scale_momentum_by_rms(momentum, decay, eps)]
-    return compose(links, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
+    if momentum_of not in ("update", "step", "gradient"):
+        raise ValueError(f"rmsprop: momentum_of must be 'update', 'step' or 'gradient', got {momentum_of!r}")
+    options: dict[str, Any] = {"centered": centered, "eps_in_sqrt": eps_in_sqrt, "bias_correction": bias_correction}
+    options["initial_scale"] = initial_scale
+    links = [scale_by_rms(decay, eps, **options)]
+    look_back = [] if is_zero(momentum) else [trace(momentum, nesterov=nesterov)]
+    if look_back and momentum_of == "gradient":
+        if nesterov or any(options.values()):
+            wrong = "nesterov" if nesterov else next(name for name, value in options.items() if value)
+            raise ValueError(f"rmsprop: {wrong} goes with momentum_of='update' or 'step' only")
+        links, look_back = [scale_momentum_by_rms(momentum, decay, eps)], []
+    before, after = (links, look_back) if momentum_of == "step" else ([*links, *look_back], [])
+    return chain(compose(before, lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize), *after)
+
+
+def _adam(beta1: Hyper, beta2: Hyper, eps: Hyper, *, nesterov: bool | str, debias: str, amsgrad: bool) -> Transform:
+    if not amsgrad:
+        return scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)
+    if nesterov or debias != "weight":
+        raise ValueError("adam: amsgrad goes without nesterov and with debias='weight' only")
+    return scale_by_amsgrad(beta1, beta2, eps, bias_correction_nu="after")
 
 
 def adam(
@@ -79,6 +100,7 @@ def adam(
     *,
     nesterov: bool | str = False,
     debias: str = "weight",
+    amsgrad: bool = False,
     mask: Any = None,
     maximize: bool = False,
 ) -> Transform:
@@ -95,14 +117,18 @@ def adam(
         weight_decay: factor of the L2 term.
         nesterov: see :func:`scale_by_adam <functopt.scale_by_adam>`.
         debias: likewise; it matters when the betas change between steps.
+        amsgrad: divide by the largest second moment so far, as torch does; :func:`amsgrad` has the other forms.
         mask: which leaves decay.
         maximize: ascend.
+
+    Raises:
+        ValueError: a number is out of range, or ``amsgrad`` goes with ``nesterov`` or ``debias``.
 
     >>> tx = adam(lr=0.1)
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 0.9000, -2.1000])}
     """
-    links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
+    links = [_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias, amsgrad=amsgrad)]
     return compose(links, lr, weight_decay, decoupled=False, mask=mask, maximize=maximize)
 
 
@@ -115,6 +141,7 @@ def adamw(
     *,
     nesterov: bool | str = False,
     debias: str = "weight",
+    amsgrad: bool = False,
     mask: Any = None,
     maximize: bool = False,
 ) -> Transform:
@@ -131,14 +158,18 @@ def adamw(
         weight_decay: factor of the decay (optax: 1e-4).
         nesterov: see :func:`scale_by_adam <functopt.scale_by_adam>`.
         debias: likewise; it matters when the betas change between steps.
+        amsgrad: divide by the largest second moment so far, as torch does; :func:`amsgrad` has the other forms.
         mask: which leaves decay.
         maximize: ascend.
+
+    Raises:
+        ValueError: a number is out of range, or ``amsgrad`` goes with ``nesterov`` or ``debias``.
 
     >>> tx = adamw(lr=0.1, weight_decay=0.1)
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 0.8900, -2.0800])}
     """
-    links = [scale_by_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias)]
+    links = [_adam(beta1, beta2, eps, nesterov=nesterov, debias=debias, amsgrad=amsgrad)]
     return compose(links, lr, weight_decay, decoupled=True, mask=mask, maximize=maximize)
 
 
@@ -192,6 +223,46 @@ def nadam(
     return compose([link], lr, weight_decay, decoupled=decoupled, mask=mask, maximize=maximize)
 
 
+def nadamw(
+    lr: Hyper = 2e-3,
+    beta1: Hyper = 0.9,
+    beta2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 1e-4,
+    momentum_decay: Hyper = 4e-3,
+    *,
+    form: str = "optax",
+    mask: Any = None,
+    maximize: bool = False,
+) -> Transform:
+    """:func:`nadam` with decoupled weight decay, in optax's form unless said otherwise.
+
+    ``p ← p - lr·((β1·m/(1 - β1^(t+1)) + (1 - β1)·g/(1 - β1^t))/(√v̂ + eps) + weight_decay·p)``. Dozat, "Incorporating
+    Nesterov Momentum into Adam" (2016); Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (2019).
+
+    Args:
+        lr: learning rate; it multiplies the decay too.
+        beta1: what is kept of the mean.
+        beta2: what is kept of the mean square.
+        eps: added to the denominator.
+        weight_decay: factor of the decay.
+        momentum_decay: speed of the momentum schedule, of the form ``"torch"`` only.
+        form: as in :func:`nadam`; ``"torch"`` is ``torch.optim.NAdam(decoupled_weight_decay=True)``.
+        mask: which leaves decay.
+        maximize: ascend.
+
+    Raises:
+        ValueError: a number is out of range, or ``form`` has another value.
+
+    >>> tx = nadamw(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8526, -2.1473])}
+    """
+    return nadam(
+        lr, beta1, beta2, eps, weight_decay, momentum_decay, form=form, decoupled=True, mask=mask, maximize=maximize
+    )
+
+
 def radam(
     lr: Hyper = 1e-3,
     beta1: Hyper = 0.9,
@@ -206,7 +277,9 @@ def radam(
     mask: Any = None,
     maximize: bool = False,
 ) -> Transform:
-    """Rectified Adam, as ``torch.optim.RAdam``. Liu et al., "On the Variance of the Adaptive Learning Rate" (2020).
+    """Rectified Adam, as ``torch.optim.RAdam``.
+
+    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020).
 
     Args:
         lr: learning rate.
@@ -244,7 +317,9 @@ def qhadam(
     decoupled: bool = True,
     mask: Any = None,
 ) -> Transform:
-    """Quasi-hyperbolic Adam, with fastai's defaults. Ma & Yarats (2019), who recommend them.
+    """Quasi-hyperbolic Adam, with fastai's defaults.
+
+    Ma & Yarats, "Quasi-hyperbolic momentum and Adam for deep learning" (2019), who recommend them.
 
     Args:
         lr: learning rate.

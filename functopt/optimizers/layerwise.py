@@ -1,4 +1,4 @@
-"""Recipes whose step is relative to the size of each leaf: LARC, LAMB and Adafactor."""
+"""Recipes whose step is relative to the size of each leaf: LARS, LARC, LAMB, Fromage and Adafactor."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from functopt.transforms.adaptive import scale_by_adam
 from functopt.transforms.block import clip_by_block_rms, scale_by_param_block_rms
 from functopt.transforms.decay import add_decayed_weights
 from functopt.transforms.factored import scale_by_factored_rms, scale_by_relative_step
-from functopt.transforms.momentum import ema
+from functopt.transforms.fromage import scale_by_fromage
+from functopt.transforms.momentum import ema, trace
 from functopt.transforms.scaling import scale, scale_by_lr, set_to_zero
 from functopt.transforms.trust import scale_by_larc, scale_by_trust_ratio
 
-__all__ = ["adafactor", "lamb", "larc"]
+__all__ = ["adafactor", "fromage", "lamb", "larc", "lars"]
 
 
 def adafactor(
@@ -109,10 +110,10 @@ def larc(
     decoupled: bool = True,
     mask: Any = None,
 ) -> Transform:
-    """Layer-wise adaptive rate control, in fastai's form and with its defaults. You et al. (2017).
+    """Layer-wise adaptive rate control, in fastai's form and with its defaults.
 
-    The weights decay first; the ratio of each leaf is then taken from the decayed weights (decoupled), or from the
-    gradient to which the decay was added.
+    You et al., "Large Batch Training of Convolutional Networks" (2017). The weights decay first; the ratio of each leaf
+    is then taken from the decayed weights (decoupled), or from the gradient to which the decay was added.
 
     Args:
         lr: learning rate.
@@ -146,7 +147,9 @@ def lamb(
     decoupled: bool = True,
     mask: Any = None,
 ) -> Transform:
-    """Adam with a layer-wise trust ratio. You et al., "Large Batch Optimization for Deep Learning" (2020).
+    """Adam with a layer-wise trust ratio.
+
+    You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 Minutes" (2020).
 
     ``u = m̂/(√v̂ + eps) + weight_decay·p``, ``p ← p - lr·(‖p‖/‖u‖)·u``, leaf by leaf.
 
@@ -184,3 +187,58 @@ def lamb(
     if form != "fastai":
         return chain(moments, decay, *step)
     return _decay_first(lr, weight_decay, mask, chain(moments, *step)) if decoupled else chain(decay, moments, *step)
+
+
+def lars(
+    lr: Hyper = 0.1,
+    weight_decay: Hyper = 0.0,
+    trust_coefficient: Hyper = 1e-3,
+    eps: Hyper = 0.0,
+    momentum: Hyper = 0.9,
+    *,
+    nesterov: bool = False,
+    mask: Any = None,
+    trust_ratio_mask: Any = None,
+) -> Transform:
+    """Layer-wise adaptive rate scaling: momentum SGD whose steps are a part of the size of each leaf.
+
+    ``g ← g + weight_decay·p``, ``m ← momentum·m + lr·trust_coefficient·‖p‖/(‖g‖ + eps)·g``, leaf by leaf, and
+    ``p ← p - m``. You et al., "Large Batch Training of Convolutional Networks" (2017).
+
+    The learning rate stands before the momentum, so that a change of it acts gradually.
+
+    Args:
+        lr: learning rate.
+        weight_decay: factor of the L2 term.
+        trust_coefficient: the part of its size that a leaf moves by where ``lr`` is 1.
+        eps: added to the norm of the gradient.
+        momentum: what is kept of the buffer.
+        nesterov: look ahead.
+        mask: which leaves decay.
+        trust_ratio_mask: which leaves are scaled; the others take plain steps of ``lr``. Biases and gains mostly do.
+
+    >>> tx = lars()
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9999, -2.0002])}
+    """
+    ratio = scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps, mask=trust_ratio_mask)
+    return chain(
+        add_decayed_weights(weight_decay, mask=mask), ratio, scale_by_lr(lr), trace(momentum, nesterov=nesterov)
+    )
+
+
+def fromage(lr: Hyper = 1e-2, min_norm: Hyper = 1e-6) -> Transform:
+    """Steps as long as a part of each leaf, made shorter again afterwards, with the paper's learning rate.
+
+    ``p ← (p - lr·‖p‖/‖g‖·g)/√(1 + lr²)``, leaf by leaf. Bernstein et al., "On the distance between two neural networks
+    and the stability of learning" (2020).
+
+    Args:
+        lr: learning rate.
+        min_norm: both norms are raised to this at least.
+
+    >>> tx = fromage(lr=0.1)
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8955, -2.1891])}
+    """
+    return chain(scale_by_trust_ratio(min_norm), scale_by_fromage(lr))

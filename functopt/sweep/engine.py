@@ -364,7 +364,7 @@ def _try_loss(
     with_hypers = takes_hypers(loss_fn)
     for name in () if with_hypers else others:
         raise KeyError(
-            f"{unknown_hyper(name, tx.hypers, 'the optimizer')} Should the loss use it? Then it takes a third "
+            f"{unknown_hyper(name, tx._defaults, 'the optimizer')} Should the loss use it? Then it takes a third "
             "argument: loss_fn(params, batch, hypers)."
         )
     asked = _Recording(_map_hypers(lambda value: value[0], hypers))
@@ -373,7 +373,7 @@ def _try_loss(
         loss = run(params)
     for name in others:
         if name not in asked.read:
-            raise KeyError(f"{unknown_hyper(name, tx.hypers, 'the optimizer')} And the loss did not read it.")
+            raise KeyError(f"{unknown_hyper(name, tx._defaults, 'the optimizer')} And the loss did not read it.")
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"sweep: the loss of one member must be a 0-d tensor, got {got}")

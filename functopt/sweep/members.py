@@ -178,7 +178,8 @@ def _function(block: Block) -> Callable[..., tuple[Trained, Tensor, Tensor]]:
         arguments = (batch, hypers) if with_hypers else (batch,)
         grads, loss = torch.func.grad_and_value(of_member)(params, *arguments)
         own = {name: value for name, value in hypers.items() if name in tx.hypers}
-        new_params, new_state = tx.update(grads, state, params, own, value=loss)
+        extras = {"value": loss, "value_fn": lambda at: of_member(at, *arguments)}
+        new_params, new_state = tx.update(grads, state, params, own, **extras)
         finite = _finite(loss if block.compiled else (loss, new_params))
         moves = moves if block.compiled else moves & finite
         keep = lambda new, old: torch.where(moves, new, old)

@@ -164,6 +164,15 @@ def _specs(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield path_name([name, *(getattr(entry, "field", entry.entry) for entry in accessor)]), leaf
 
 
+def _flat(space: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what belongs to a part its full name: ``{"body": {"lr": ...}}`` is ``{"body.lr": ...}``."""
+    out: dict[str, Any] = {}
+    for name, value in space.items():
+        nested = isinstance(value, Mapping) and value
+        out |= _flat({f"{name}.{below}": v for below, v in value.items()}) if nested else {name: value}
+    return out
+
+
 def draw(space: Mapping[str, Any], members: int | None, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Give every member its value of every hyper.
 
@@ -176,6 +185,7 @@ def draw(space: Mapping[str, Any], members: int | None, seed: int) -> tuple[dict
     """
     if not space:
         raise ValueError("sweep: the space is empty; give it at least one hyper")
+    space = _flat(space)
     parsed = {name: _parse(name, value) for name, value in space.items()}
     specs = dict(_specs(parsed))
     sizes: dict[str, int] = {f"members={members}": members} if members is not None else {}
@@ -220,7 +230,7 @@ def _grid_columns(grids: Mapping[str, Grid]) -> Iterator[tuple[str, Tensor]]:
 
 def log_axes(space: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of what is spaced evenly on a logarithmic axis."""
-    parsed = {name: _parse(name, value) for name, value in space.items()}
+    parsed = {name: _parse(name, value) for name, value in _flat(space).items()}
     return frozenset(name for name, spec in _specs(parsed) if _is_log(spec))
 
 

@@ -209,7 +209,7 @@ class PureLearner:
     @property
     def hypers(self) -> Sequence[Mapping[str, Any]]:
         """The hypers in a list of one: there are no groups, a hyper may be a tree instead."""
-        return [{**self.tx.hypers, **self._given}]
+        return [{**self.tx._defaults, **self._given}]
 
     def set_hypers(self, **values: Any) -> None:
         """Set hypers for the steps that follow: numbers, tensors, schedules, or trees that are a prefix of the
@@ -221,7 +221,7 @@ class PureLearner:
         """
         self.tx.check_names(values)
         for name, value in values.items():
-            check_hyper("PureLearner", name, value, self.params, schedules=self.tx._counts_steps)
+            check_hyper("PureLearner", name, value, self.params, schedules=self.tx.takes_schedule(name))
         self._given.update(values)
 
     def train(self, mode: bool = True) -> None:

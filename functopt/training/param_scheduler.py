@@ -132,7 +132,7 @@ def hypers_at(schedules: Mapping[str, Any], total_steps: Any, tx: Transform | No
     >>> hypers = hypers_at(one_cycle(1e-2), 1000, tx)
     >>> params, state = tx.update(grads, state, params, hypers(step))
     """
-    named = _named("hypers_at", schedules, None if tx is None else list(tx.hypers))
+    named = _named("hypers_at", schedules, None if tx is None else list(tx._defaults))
     for name, value in named.items():
         if isinstance(value, slice) or _is_list(value):
             raise TypeError(f"hypers_at: {name} is a {type(value).__name__}; for a value per layer give a dict")

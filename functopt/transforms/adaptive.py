@@ -1,4 +1,4 @@
-"""Links that divide by a running second moment: RMSProp, Adam and their relatives."""
+"""Adam, and the links that rectify it, look ahead or mix the present gradient in."""
 
 from __future__ import annotations
 
@@ -10,115 +10,20 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
-from functopt.numerics import accumulator_dtype, once, root, sqrt
+from functopt.numerics import once, root, sqrt
+from functopt.transforms.moments import is_zero, look_ahead, over_root, squares
 from functopt.tree import Tree
 
 __all__ = [
     "ScaleByAdamState",
-    "ScaleByMomentumOverRmsState",
     "ScaleByNadamState",
     "ScaleByQhadamState",
     "ScaleByRadamState",
-    "ScaleByRmsState",
     "scale_by_adam",
     "scale_by_nadam",
     "scale_by_qhadam",
     "scale_by_radam",
-    "scale_by_rms",
-    "scale_momentum_by_rms",
 ]
-
-
-def _squares(grads: Tree) -> Tree:
-    return tree.map(lambda g: g.to(accumulator_dtype(g.dtype)).square(), grads)
-
-
-def _is_zero(number: Any) -> bool:
-    return isinstance(number, (float, int)) and number == 0
-
-
-@state_class
-class ScaleByRmsState(NamedTuple):
-    """The average of squared gradients, and of gradients if centered."""
-
-    nu: Ema
-    mu: Tree  # an Ema, or () if not centered
-
-
-@link(scope="element")
-def scale_by_rms(decay=0.99, eps=1e-8, *, centered: bool = False, eps_in_sqrt: bool = False) -> Any:
-    """Divide by the root of the running mean square: RMSProp.
-
-    ``v ← decay·v + (1 - decay)·g²`` and ``u = g / (√v + eps)``, without bias correction. Tieleman & Hinton, "Lecture
-    6.5 - RMSProp" (2012); centered: Graves, "Generating sequences with recurrent neural networks" (2013).
-
-    The defaults are those of ``torch.optim.RMSprop``; optax's ``scale_by_rms`` has ``decay=0.9, eps_in_sqrt=True``.
-
-    Args:
-        decay: what is kept of the past.
-        eps: added to the denominator.
-        centered: divide by the standard deviation: ``√(v - m²)``, where ``m`` is the running mean of ``g``.
-        eps_in_sqrt: ``u = g / √(v + eps)``.
-
-    >>> tx = chain(scale_by_rms(), scale_by_lr(0.1))
-    >>> tx.update(grads, tx.init(params), params)[0]
-    {'w': tensor([ 1.7881e-07, -3.0000e+00])}
-    """
-
-    def init(params) -> ScaleByRmsState:
-        nu = Ema.zeros(params, decay, accumulate=True)
-        return ScaleByRmsState(nu, Ema.zeros(params, decay, accumulate=True) if centered else ())
-
-    def transform(updates, state, params, decay, eps):
-        nu = state.nu.update(_squares(updates), decay)
-        mu, variance = (), nu.total
-        if centered:
-            mu = state.mu.update(updates, decay)
-            variance = tree.map(lambda v, m: v - m.square(), nu.total, mu.total)
-
-        def rescale(g, v, eps):
-            return g / sqrt(v + eps) if eps_in_sqrt else g / (sqrt(v) + eps)
-
-        return tree.map(rescale, updates, variance, eps), ScaleByRmsState(nu, mu)
-
-    return init, transform
-
-
-@state_class
-class ScaleByMomentumOverRmsState(NamedTuple):
-    """The momentum buffer and the average of squared gradients."""
-
-    trace: Ema  # undamped: total is the buffer
-    nu: Ema
-
-
-@link(scope="element")
-def scale_momentum_by_rms(momentum=0.9, decay=0.99, eps=1e-8) -> Any:
-    """Divide the momentum of the *gradient* by its root mean square: fastai's RMSProp with momentum.
-
-    ``m ← momentum·m + g``, ``v ← decay·v + (1 - decay)·g²``, ``u = m / (√v + eps)``. ``torch.optim.RMSprop`` instead
-    takes the momentum of ``g / (√v + eps)``: that is ``chain(scale_by_rms(), trace())``.
-
-    Args:
-        momentum: what is kept of the buffer.
-        decay: what is kept of the mean square.
-        eps: added to the denominator.
-
-    >>> tx = chain(scale_momentum_by_rms(), scale_by_lr(0.1))
-    >>> tx.update(grads, tx.init(params), params)[0]
-    {'w': tensor([ 1.7881e-07, -3.0000e+00])}
-    """
-
-    def init(params) -> ScaleByMomentumOverRmsState:
-        return ScaleByMomentumOverRmsState(Ema.zeros(params, momentum), Ema.zeros(params, decay, accumulate=True))
-
-    def transform(updates, state, params, momentum, decay, eps):
-        m = state.trace.update(updates, momentum, 1.0)
-        nu = state.nu.update(_squares(updates), decay)
-        out = tree.map(lambda m, v, eps: m / (root(v, eps) + eps), m.total, nu.total, eps)
-        return out, ScaleByMomentumOverRmsState(m, nu)
-
-    return init, transform
 
 
 @state_class
@@ -184,7 +89,7 @@ def scale_by_adam(
     def transform(updates, state, params, beta1, beta2, eps, eps_root):
         coefficient = None if damped else 1.0
         mu = state.mu.update(updates, beta1, coefficient)
-        nu = state.nu.update(_squares(updates), beta2, coefficient)
+        nu = state.nu.update(squares(updates), beta2, coefficient)
         new_state = ScaleByAdamState(mu, nu, tree.map(lambda t: t + 1, state.count))
         if debias == "power":
             mu, nu = (
@@ -193,19 +98,19 @@ def scale_by_adam(
             )
 
         def ahead(g, m, w, b):
-            if nesterov is True:
-                return b * m / (b * w + (1 - b)) + (1 - b) * g / w
             return (b * m + (1 - b) * g) / (w if nesterov == "same_step" else 1.0)
 
-        if not nesterov and _is_zero(eps_root):  # m̂ / (√v̂ + eps) with both weights in one factor
+        if not nesterov and is_zero(eps_root):  # m̂ / (√v̂ + eps) with both weights in one factor
             groups = tree.scalars(params, mu.weight, nu.weight, eps)
             factor = tree.map(lambda _, w, v: once(w / sqrt(v)), groups, mu.weight, nu.weight)
             floor = tree.map(lambda _, w, e: once(w * e), groups, mu.weight, eps)
             out = tree.map(lambda m, v, a, b, eps: m / (a * root(v, eps) + b), mu.total, nu.total, factor, floor, eps)
             return out, new_state
-        m_hat = tree.map(ahead, updates, mu.total, mu.weight, beta1) if nesterov else mu.mean
-        out = tree.map(lambda m, v, e, r: m / (sqrt(v if _is_zero(r) else v + r) + e), m_hat, nu.mean, eps, eps_root)
-        return out, new_state
+        if nesterov is True:
+            m_hat = look_ahead(updates, mu, beta1)
+        else:
+            m_hat = tree.map(ahead, updates, mu.total, mu.weight, beta1) if nesterov else mu.mean
+        return over_root(m_hat, nu.mean, eps, eps_root), new_state
 
     return init, transform
 
@@ -246,7 +151,7 @@ def scale_by_nadam(beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3) -> Any
 
     def transform(updates, state, params, beta1, beta2, eps, momentum_decay):
         mu = state.mu.update(updates, beta1)
-        nu = state.nu.update(_squares(updates), beta2)
+        nu = state.nu.update(squares(updates), beta2)
         fade = tree.map(lambda f, psi: (f * 0.96**psi).to(f.dtype), state.fade, momentum_decay)
         now = tree.map(lambda f, b: b * (1 - 0.5 * f), fade, beta1)
         following = tree.map(lambda f, psi, b: b * (1 - 0.5 * f * 0.96**psi), fade, momentum_decay, beta1)
@@ -307,7 +212,7 @@ def scale_by_radam(
 
     def transform(updates, state, params, beta1, beta2, eps, eps_root, threshold, softplus_beta):
         mu = state.mu.update(updates, beta1)
-        nu = state.nu.update(_squares(updates), beta2)
+        nu = state.nu.update(squares(updates), beta2)
         # every sample grows older by one step, and a new one of age 1 comes in
         age = tree.map(lambda a, w, b: (b * a + w).to(a.dtype), state.age, nu.weight, beta2)
 
@@ -369,13 +274,13 @@ def scale_by_qhadam(beta1=0.9, beta2=0.999, nu1=1.0, nu2=1.0, eps=1e-8) -> Any:
         return ScaleByQhadamState(Ema.zeros(params, beta1), Ema.zeros(params, beta2, accumulate=True))
 
     def transform(updates, state, params, beta1, beta2, nu1, nu2, eps):
-        squares = _squares(updates)
+        fresh = squares(updates)
         mu = state.mu.update(updates, beta1)
-        nu = state.nu.update(squares, beta2)
+        nu = state.nu.update(fresh, beta2)
 
         def mix(g, s, m, v, nu1, nu2, eps):
             return ((1 - nu1) * g + nu1 * m) / (sqrt((1 - nu2) * s + nu2 * v) + eps)
 
-        return tree.map(mix, updates, squares, mu.mean, nu.mean, nu1, nu2, eps), ScaleByQhadamState(mu, nu)
+        return tree.map(mix, updates, fresh, mu.mean, nu.mean, nu1, nu2, eps), ScaleByQhadamState(mu, nu)
 
     return init, transform

@@ -1,7 +1,8 @@
-"""Links that measure each leaf by its root mean square."""
+"""Links that measure each leaf by its norm or its root mean square."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from functopt import tree
@@ -9,12 +10,12 @@ from functopt.base import link
 from functopt.numerics import accumulator_dtype, maximum, sqrt
 from functopt.tree import Tree
 
-__all__ = ["clip_by_block_rms", "scale_by_param_block_rms"]
+__all__ = ["clip_by_block_rms", "scale_by_param_block_norm", "scale_by_param_block_rms"]
 
 
-def _rms(values: Tree) -> Tree:
-    """Return the root mean square of each leaf, in float32 at least."""
-    return tree.map(sqrt, tree.means(tree.map(lambda x: x.to(accumulator_dtype(x.dtype)).square(), values)))
+def _root(values: Tree, of: Callable[[Tree], Tree] = tree.means) -> Tree:
+    """Return the root of the mean, or of the sum, of the squares of each leaf, in float32 at least."""
+    return tree.map(sqrt, of(tree.map(lambda x: x.to(accumulator_dtype(x.dtype)).square(), values)))
 
 
 @link(scope="leaf")
@@ -33,7 +34,7 @@ def clip_by_block_rms(threshold) -> Any:
     """
 
     def transform(updates, state, params, threshold):
-        return tree.map(lambda u, r, d: u / maximum(r / d, 1.0), updates, _rms(updates), threshold), state
+        return tree.map(lambda u, r, d: u / maximum(r / d, 1.0), updates, _root(updates), threshold), state
 
     return transform
 
@@ -53,6 +54,27 @@ def scale_by_param_block_rms(min_scale=1e-3) -> Any:
     """
 
     def transform(updates, state, params, min_scale):
-        return tree.map(lambda u, r, low: u * maximum(r, low), updates, _rms(params), min_scale), state
+        return tree.map(lambda u, r, low: u * maximum(r, low), updates, _root(params), min_scale), state
+
+    return transform
+
+
+@link(scope="leaf")
+def scale_by_param_block_norm(min_scale=1e-3) -> Any:
+    """Scale every leaf by the norm of its parameters: ``u ← max(‖p‖, min_scale)·u``.
+
+    You et al., "Large Batch Training of Convolutional Networks" (2017), whose rate is proportional to that norm.
+
+    Args:
+        min_scale: with less, parameters that start at zero would stay there.
+
+    >>> tx = chain(scale_by_param_block_norm(), scale_by_lr(0.1))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.8882, -2.2236])}
+    """
+
+    def transform(updates, state, params, min_scale):
+        scale = lambda u, n, low: u * maximum(n, low)
+        return tree.map(scale, updates, _root(params, tree.sums), min_scale), state
 
     return transform

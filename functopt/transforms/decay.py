@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import optree
 
 from functopt import tree
 from functopt.base import Scope, link
+from functopt.masks import Mask, mask_of
 from functopt.numerics import add_scaled, where
-from functopt.tree import Tree
 
 __all__ = ["add_decayed_weights", "shrink_weights"]
-
-Mask = Tree | Callable[[Tree], Tree] | None
 
 
 def _scope(mask: Mask) -> Scope:
     return "element" if mask is None else "leaf"
-
-
-def _masked(mask: Mask, params: Tree, what: str) -> Tree:
-    """Return the mask as a tree of bools that is a prefix of ``params``."""
-    if mask is None:
-        return True
-    params = tree.unpack(params)
-    # trimmed, because the parameters may be only those that have a gradient at this step
-    chosen: Any = mask(params) if callable(mask) else tree.trim(mask, params)
-    if not all(isinstance(leaf, bool) for leaf in optree.tree_leaves(chosen)):
-        # paths only here: torch.compile cannot trace them
-        path, leaf = next((p, leaf) for p, leaf in tree.leaves_with_paths(chosen) if not isinstance(leaf, bool))
-        raise TypeError(f"{what}: the mask at {path!r} is {leaf!r}; expected True (decay) or False (leave alone)")
-    problem = tree.prefix_problem(chosen, params)
-    if problem:
-        raise ValueError(f"{what}: the mask is no prefix of params: {problem}")
-    return chosen
 
 
 @link(scope=_scope)
@@ -61,15 +39,15 @@ def add_decayed_weights(weight_decay=0.0, *, mask: Mask = None) -> Any:
     """
 
     def transform(updates, state, params, weight_decay):
-        chosen = _masked(mask, params, "add_decayed_weights")
+        chosen = mask_of(mask, params, "add_decayed_weights")
         decay = lambda u, p, d, on: where(on, add_scaled(u, d, p), u)
         return tree.map(decay, updates, params, weight_decay, chosen), state
 
     return transform
 
 
-@link(scope=_scope)
-def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
+@link(scope=lambda mask, implicit: _scope(mask))
+def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None, implicit: bool = False) -> Any:
     """Shrink the parameters *after* the step: ``p ← (p + u)·(1 - lr·weight_decay)``.
 
     It stands last in a chain, after ``scale_by_lr``, whose ``lr`` it shares. ``add_decayed_weights`` decays the weights
@@ -80,6 +58,8 @@ def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
         weight_decay: the factor.
         lr: the learning rate.
         mask: as in :func:`add_decayed_weights`.
+        implicit: ``p ← (p + u)/(1 + lr·weight_decay)``: the decay of the weights *to* which the step leads, a proximal
+            step. It is what Adan has, and never overshoots.
 
     Raises:
         TypeError: an entry of the mask is not a bool.
@@ -91,10 +71,11 @@ def shrink_weights(weight_decay=0.0, lr=1e-3, *, mask: Mask = None) -> Any:
     """
 
     def transform(updates, state, params, weight_decay, lr):
-        chosen = _masked(mask, params, "shrink_weights")
+        chosen = mask_of(mask, params, "shrink_weights")
 
         def shrink(u, p, d, lr, on):
-            return where(on, u - lr * d * (p + u), u)
+            lost = lr * d / (1 + lr * d) if implicit else lr * d
+            return where(on, u - lost * (p + u), u)
 
         return tree.map(shrink, updates, params, weight_decay, lr, chosen), state
 

@@ -124,7 +124,7 @@ def scale_by_factored_rms(
         return g / floor(size, eps)
 
     def init(params) -> ScaleByFactoredRmsState:
-        count = optree.tree_leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
+        count = tree.counter(params)
         pieces = (tree.map(lambda p, piece=piece: zeros(p, piece), params) for piece in (_ROW, _COLUMN, _FULL))
         return ScaleByFactoredRmsState(count, FactoredMoment(*pieces))
 
@@ -178,9 +178,7 @@ def scale_by_relative_step(lr=1e-2) -> Any:
     """
 
     def init(params) -> ScaleByRelativeStepState:
-        return ScaleByRelativeStepState(
-            optree.tree_leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
-        )
+        return ScaleByRelativeStepState(tree.counter(params))
 
     def transform(updates, state, params, lr):
         count = state.count + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
@@ -19,7 +21,7 @@ class TraceState(NamedTuple):
 
 
 @link(scope="element")
-def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
+def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None) -> Any:
     """Accumulate a trace of past updates: classic (heavy-ball) momentum.
 
     ``m ← momentum·m + (1 - dampening)·u``, and the update is ``m``, or ``u + momentum·m`` with Nesterov's look-ahead.
@@ -31,6 +33,7 @@ def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
         momentum: what is kept of the trace.
         dampening: what is held back of every update after the first.
         nesterov: look ahead.
+        accumulator_dtype: the dtype in which the trace is kept; by default that of the parameters.
 
     >>> tx = trace(0.9)
     >>> tx.transform(grads, tx.init(params), params)[0]
@@ -38,7 +41,7 @@ def trace(momentum=0.9, dampening=0.0, *, nesterov: bool = False) -> Any:
     """
 
     def init(params) -> TraceState:
-        return TraceState(Ema.zeros(params, momentum, dampening))
+        return TraceState(Ema.zeros(params, momentum, dampening, dtype=accumulator_dtype))
 
     def transform(updates, state, params, momentum, dampening):
         # undamped it is a number, so that eager steps have less to do
@@ -59,13 +62,14 @@ class EmaState(NamedTuple):
 
 
 @link(scope="element")
-def ema(decay=0.9, *, debias: bool = True) -> Any:
+def ema(decay=0.9, *, debias: bool = True, accumulator_dtype: torch.dtype | None = None) -> Any:
     """Replace the updates by their exponential moving average: ``m ← decay·m + (1 - decay)·u``.
 
     Args:
         decay: what is kept of the past.
         debias: divide by the sum of the weights, ``1 - decay^t`` for a constant decay, so that the first updates are
             not too small. Kingma & Ba, "Adam" (2015).
+        accumulator_dtype: the dtype in which the average is kept; by default that of the parameters.
 
     >>> tx = ema(0.9, debias=False)
     >>> tx.transform(grads, tx.init(params), params)[0]
@@ -73,7 +77,7 @@ def ema(decay=0.9, *, debias: bool = True) -> Any:
     """
 
     def init(params) -> EmaState:
-        return EmaState(Ema.zeros(params, decay))
+        return EmaState(Ema.zeros(params, decay, dtype=accumulator_dtype))
 
     def transform(updates, state, params, decay):
         new = state.ema.update(updates, decay)

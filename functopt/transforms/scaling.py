@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from functopt import tree
-from functopt.base import link
+from functopt.base import Transform, link
+from functopt.combine import scheduled
+from functopt.tree import is_schedule
 
-__all__ = ["identity", "scale", "scale_by_lr", "set_to_zero"]
+__all__ = ["identity", "scale", "scale_by_lr", "scale_by_schedule", "set_to_zero"]
 
 
 @link(scope="element")
@@ -77,3 +79,28 @@ def scale_by_lr(lr=1e-3, *, flip_sign: bool = True) -> Any:
         return tree.map(lambda u, lr: sign * lr * u, updates, lr), state
 
     return transform
+
+
+def scale_by_schedule(step_size: Any) -> Transform:
+    """Multiply the updates by a schedule: ``u ← step_size(t)·u``, with ``t`` from 0.
+
+    It is ``scheduled(scale(step_size))``. For the learning rate give the schedule as ``lr`` to any recipe, which turns
+    the direction around.
+
+    Args:
+        step_size: a schedule; its settings are data as any hyper, so that they can be swept. A plain function is
+            none: write it as a NamedTuple with a ``__call__(step)``.
+
+    Raises:
+        TypeError: it is no schedule.
+
+    >>> tx = scale_by_schedule(linear_schedule(-0.1, 0.0, 10))
+    >>> tx.update(grads, tx.init(params), params)[0]
+    {'w': tensor([ 0.9500, -2.1000])}
+    """
+    if not is_schedule(step_size):
+        raise TypeError(
+            f"scale_by_schedule: expected a schedule, got a {type(step_size).__name__}. A number goes to scale(...); a "
+            "function is no schedule: write it as a NamedTuple with a __call__(step)."
+        )
+    return scheduled(scale(step_size))

@@ -9,7 +9,24 @@ from functopt.base import link, state_class
 from functopt.ema import Ema
 from functopt.numerics import lerp
 
-__all__ = ["ScaleByLionState", "scale_by_lion"]
+__all__ = ["ScaleByLionState", "scale_by_lion", "scale_by_sign"]
+
+
+@link(scope="element")
+def scale_by_sign() -> Any:
+    """Keep the sign of every entry: ``u ← sign(u)``, which is 0 for 0.
+
+    Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems" (2018).
+
+    >>> tx = scale_by_sign()
+    >>> tx.transform({"w": torch.tensor([-0.5, 0.0])}, tx.init(params), params)[0]
+    {'w': tensor([-1.,  0.])}
+    """
+
+    def transform(updates, state, params):
+        return tree.map(lambda u: u.sign(), updates), state
+
+    return transform
 
 
 @state_class

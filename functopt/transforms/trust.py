@@ -10,7 +10,8 @@ import torch
 from functopt import tree
 from functopt.base import link, state_class
 from functopt.ema import Ema
-from functopt.numerics import accumulator_dtype, maximum, minimum, once, sqrt
+from functopt.masks import Mask, mask_of
+from functopt.numerics import accumulator_dtype, maximum, minimum, once, sqrt, where
 from functopt.tree import Tree
 
 __all__ = ["ScaleByLarcState", "scale_by_larc", "scale_by_trust_ratio"]
@@ -24,7 +25,14 @@ def _squares(values: Tree, kind: str = "l2") -> Tree:
 
 @link(scope="leaf")
 def scale_by_trust_ratio(
-    min_norm=0.0, trust_coefficient=1.0, eps=0.0, max_ratio=math.inf, *, norm: str = "l2", one_at_zero: bool = True
+    min_norm=0.0,
+    trust_coefficient=1.0,
+    eps=0.0,
+    max_ratio=math.inf,
+    *,
+    norm: str = "l2",
+    one_at_zero: bool = True,
+    mask: Mask = None,
 ) -> Any:
     """Scale every leaf by the ratio of the norm of the parameters to that of the updates.
 
@@ -37,12 +45,15 @@ def scale_by_trust_ratio(
         eps: added to the norm of the updates.
         max_ratio: the ratio is cut here (fastai: 10).
         norm: ``"l2"``, or ``"rms"`` for the root of the mean square, with which the size of a leaf does not matter.
-        one_at_zero: if the parameters or the updates of a leaf are all zero the ratio is 1, so that a leaf that
-            starts at zero can move (optax, fastai's library). If false, zero parameters give the ratio 0: the leaf
-            stays where it is (fastai's notebook).
+        one_at_zero: if the parameters or the updates of a leaf are all zero, and ``min_norm`` too, the ratio is 1, so
+            that a leaf that starts at zero can move (optax, fastai's library). If false, zero parameters give the
+            ratio 0: the leaf stays where it is (fastai's notebook).
+        mask: which leaves are scaled, as in :func:`add_decayed_weights <functopt.add_decayed_weights>`; the updates of
+            the others pass through bit for bit.
 
     Raises:
-        ValueError: ``norm`` has another value.
+        TypeError: an entry of the mask is not a bool.
+        ValueError: ``norm`` has another value, or the mask is no prefix of the parameters.
 
     >>> tx = chain(scale_by_trust_ratio(), scale_by_lr(0.1))
     >>> tx.update(grads, tx.init(params), params)[0]
@@ -57,12 +68,13 @@ def scale_by_trust_ratio(
             divisor = sqrt(torch.where(of_updates == 0, 1.0, of_updates))
             ratio = minimum(trust * maximum(sqrt(of_params), low) / (maximum(divisor, low) + eps), cut)
             if one_at_zero:
-                return torch.where((of_params == 0) | (of_updates == 0), 1.0, ratio)
+                return torch.where((maximum(of_params, low) == 0) | (maximum(of_updates, low) == 0), 1.0, ratio)
             return torch.where(of_params == 0, 0.0, ratio)
 
         of_updates, of_params = _squares(updates, norm), _squares(params, norm)
         ratios = tree.map(ratio, of_updates, of_params, min_norm, trust_coefficient, eps, max_ratio)
-        return tree.map(lambda u, q: q * u, updates, tree.map(once, ratios)), state
+        chosen = mask_of(mask, params, "scale_by_trust_ratio")
+        return tree.map(lambda u, q, on: where(on, q * u, u), updates, tree.map(once, ratios), chosen), state
 
     return transform
 

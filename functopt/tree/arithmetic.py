@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from functopt.tree.checks import check_same
 from functopt.tree.walk import Tree, children, is_schedule, layout_of, leaves, map
 
 __all__ = [
+    "counter",
+    "dot",
     "is_expanded",
     "means",
     "member",
@@ -56,11 +60,20 @@ def scalars(params: Tree, *hypers: Tree, value: float = 0.0) -> Tree:
         return layout.full(value)
     if any(structure != structures[0] for structure in structures):
         like = params
-    return optree.tree_map(lambda _, below: _scalar(leaves(below)[0], value), like, params, is_leaf=is_schedule)
+    return optree.tree_map(lambda _, below: _scalar(below, value), like, params, is_leaf=is_schedule)
 
 
-def _scalar(like: Tensor, value: float) -> Tensor:
+def _scalar(below: Tree, value: float) -> Tree:
+    found = leaves(below)
+    if not found:  # left out by a mask
+        return below
+    like = found[0]
     return like.new_full((), value, dtype=accumulator_dtype(like.dtype), requires_grad=False)
+
+
+def counter(params: Tree) -> Tensor:
+    """Return a counter of steps at 0: a 0-d tensor of int64 on the device of the parameters."""
+    return leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
 
 
 def sums(tree: Tree) -> Tree:
@@ -88,11 +101,22 @@ def _reduced(total: Tensor) -> Tensor:
     return total.full_tensor() if is_sharded(total) else total  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def norm(tree: Tree) -> Tensor:
-    """Return the 2-norm of all entries of a tree, a 0-d tensor summed in float32 at least.
+def norm(tree: Tree, ord: float = 2, *, squared: bool = False) -> Tensor:
+    """Return the norm of all entries of a tree, a 0-d tensor summed in float32 at least.
 
     Its derivative at zero is 0.
+
+    Args:
+        tree: the tree, not empty.
+        ord: 2, or 1 for the sum of magnitudes, or infinity for the largest magnitude.
+        squared: return the square of the norm.
+
+    Raises:
+        ValueError: the tree has no leaves, or ``ord`` is another number.
     """
+    if ord != 2:
+        size = _other_norm(map(torch.abs, tree), ord)
+        return size.square() if squared else size
     layout = layout_of(tree)
     if layout is None:
         parts = leaves(map(_sum_of_squares, tree))
@@ -107,7 +131,27 @@ def norm(tree: Tree) -> Tensor:
     total, *others = [_reduced(total) for total in totals.values()]
     for other in others:
         total = total + other
-    return sqrt(total)
+    return total if squared else sqrt(total)
+
+
+def _other_norm(magnitudes: Tree, ord: float) -> Tensor:
+    if ord not in (1, math.inf):
+        raise ValueError(f"tree.norm: ord must be 1, 2 or infinity, got {ord!r}")
+    layout = layout_of(magnitudes)
+    if ord == 1:
+        parts, together = [part.sum() for part in leaves(sums(magnitudes))], torch.add
+    else:
+        every = leaves(magnitudes if layout is None else layout.unpack(magnitudes))
+        parts, together = [_reduced(leaf.amax()) for leaf in every if leaf.numel()], torch.maximum
+    if not parts:
+        raise ValueError("tree.norm: the tree has no entries")
+    return functools.reduce(together, parts)
+
+
+def dot(tree: Tree, other: Tree) -> Tensor:
+    """Return the inner product of two trees, a 0-d tensor summed over all entries in float32 at least."""
+    products = map(lambda x, y: x.to(accumulator_dtype(x.dtype)) * y, tree, other)
+    return functools.reduce(torch.add, [part.sum() for part in leaves(sums(products))])
 
 
 CHUNK = 1 << 18  # entries that are squared at once, so that the squares stay in the cache

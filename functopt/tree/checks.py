@@ -51,8 +51,13 @@ def _facts(tensor: Tensor) -> str:
     return f"{kind}{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)} on {tensor.device}"
 
 
-def check_params(params: Tree, who: str) -> None:
+def check_params(params: Tree, who: str, *, complex: bool = False) -> None:
     """Check that a tree can be optimized: not empty, every leaf a dense floating-point tensor.
+
+    Args:
+        params: the tree.
+        who: who asks.
+        complex: whether leaves may be complex.
 
     Raises:
         ValueError: the tree has no leaves.
@@ -65,10 +70,15 @@ def check_params(params: Tree, who: str) -> None:
         problem = ""
         if not isinstance(leaf, Tensor):
             problem = f"a {type(leaf).__name__}"
-        elif not leaf.is_floating_point():
+        elif not (leaf.is_floating_point() or (complex and leaf.is_complex())):
             problem = f"a {str(leaf.dtype).removeprefix('torch.')} tensor"
         elif leaf.layout is not torch.strided:
             problem = "a sparse tensor"
         if problem:
             path = path_name(optree.tree_paths(params)[i])
-            raise TypeError(f"{who}: the leaf at {path!r} is {problem}; expected a dense floating-point tensor.")
+            hint = ""
+            if isinstance(leaf, Tensor) and leaf.is_complex():
+                hint = (
+                    " Wrap the whole optimizer: split_real_and_imaginary(...) steps on both parts of complex tensors."
+                )
+            raise TypeError(f"{who}: the leaf at {path!r} is {problem}; expected a dense floating-point tensor.{hint}")

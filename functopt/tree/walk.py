@@ -98,7 +98,7 @@ class _MismatchError(ValueError):
 
 def _one_level(node: Tree) -> tuple[Sequence[Any], Sequence[Tree]] | None:
     """Return the keys and the children of a node, or None for a leaf; a schedule counts as a leaf."""
-    if isinstance(node, (Tensor, float, int)) or is_schedule(node):
+    if isinstance(node, (Tensor, float, int, str)) or is_schedule(node):
         return None
     if type(node) in (dict, OrderedDict, defaultdict):
         return list(node), list(node.values())

@@ -47,12 +47,12 @@ def flatten(inner: Transform) -> Transform:
 
     def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         flat = _packed(params, _packed_node(state))
-        out, state = inner._transform(_packed(updates, flat), state, flat, hypers, **extras)
+        out, state = inner._transform(_packed(updates, flat), state, flat, hypers, **_extras(extras, params, flat))
         return _like(out, params), state
 
     def write(grads: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         flat = _packed(params, _packed_node(state))
-        new, state = inner.run(_packed(grads, flat), state, flat, hypers, **extras)
+        new, state = inner.run(_packed(grads, flat), state, flat, hypers, **_extras(extras, params, flat))
         return _like(new, params), state
 
     return Transform(init, transform, write=write if inner.writes else None, hypers=inner.hypers, scopes=inner._scopes)
@@ -60,6 +60,16 @@ def flatten(inner: Transform) -> Transform:
 
 def _packed(values: Tree, like: Tree = None) -> Tree:
     return values if tree.layout_of(values) is not None else tree.pack(values, like)
+
+
+def _extras(extras: dict[str, Any], params: Tree, flat: Tree) -> dict[str, Any]:
+    """Return extras for packed parameters: the gradient packed, the loss as a function of them."""
+    out = dict(extras)
+    if "grad" in out:
+        out["grad"] = _packed(out["grad"], flat)
+    if "value_fn" in out:
+        out["value_fn"] = lambda at: extras["value_fn"](_like(at, params))
+    return out
 
 
 def _packed_node(state: Tree) -> Tree:

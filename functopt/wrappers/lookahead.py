@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
@@ -60,7 +59,7 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
             raise ValueError(f"lookahead: {fast_optimizer.name} has a hyper {name!r} too; rename that one")
 
     def init(params: Tree) -> LookaheadState:
-        count = optree.tree_leaves(params)[0].new_zeros((), dtype=torch.int64, requires_grad=False)
+        count = tree.counter(params)
         return LookaheadState(count, tree.map(torch.clone, params), fast_optimizer._init(params))
 
     def write(grads: Tree, state: LookaheadState, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:

@@ -75,7 +75,7 @@ def main() -> None:
             [leaf for own in o.state_dict()["state"].values() for leaf in own.values()] for o in (optimizer, alone)
         )
         pairs = [*zip(got.values(), expected.values(), strict=True), *zip(entries, others, strict=True)]
-        report[row.id] = largest((whole(a) - b).abs() / (1 + b.abs()) for a, b in pairs)
+        report[row.id] = largest((1 * whole(a) - 1 * b).abs() / (1 + (1 * b).abs()) for a, b in pairs)  # bools too
     dist.destroy_process_group()
 
 

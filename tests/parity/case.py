@@ -36,8 +36,9 @@ class Case:
     draws: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # ranges, in optax's names
     bridge: Mapping[str, Any] = field(default_factory=dict)  # for ours only, where our defaults are torch's
     names: Mapping[str, str] = field(default_factory=dict)  # further names: theirs to ours
-    problem: str = "given"  # "given" gradients, or a "loss": then value, grad and value_fn are given as extras too
+    problem: str = "given"  # "given" gradients, or one of LOSSES: then value, grad and value_fn are given as extras too
     wide_counts: bool = True  # let optax count steps in int64, so that it computes with them in float64
+    jit: bool = False  # compile their step: the loop of a search would be compiled anew at every step otherwise
 
 
 def settings(name: str, case: Case) -> list[dict[str, Any]]:
@@ -77,6 +78,15 @@ def given_gradients() -> list[dict[str, np.ndarray]]:
     return out
 
 
+def rosenbrock_of(params: Any, cos: Callable[[Any], Any]) -> Any:
+    """Return the loss of a third problem: Rosenbrock's chain along the last axis, and the gain by itself."""
+    total: Any = (1 - params["gain"]) ** 2
+    for name in ("bias", "kernel", "square", "weight"):
+        x, y = params[name][..., :-1], params[name][..., 1:]
+        total = total + (100 * (y - x**2) ** 2 + (1 - x) ** 2).sum()
+    return total
+
+
 def loss_of(params: Any, cos: Callable[[Any], Any]) -> Any:
     """Return the loss of the other problem: ``Σ a·(p + a)²/2 + 0.3·cos 2p``, with ``a`` from 0.5 to 2 by leaf."""
     total: Any = 0.0
@@ -84,3 +94,6 @@ def loss_of(params: Any, cos: Callable[[Any], Any]) -> Any:
         a = 0.5 + 1.5 * i / (len(SHAPES) - 1)
         total = total + (0.5 * a * (params[name] + a) ** 2 + 0.3 * cos(2 * params[name])).sum()
     return total
+
+
+LOSSES = {"loss": loss_of, "rosenbrock": rosenbrock_of}

@@ -21,7 +21,7 @@ import numpy as np
 import optax  # pyright: ignore[reportMissingImports]
 
 from parity import FAMILIES
-from parity.case import Case, given_gradients, loss_of, settings, start
+from parity.case import LOSSES, Case, given_gradients, settings, start
 
 jax.config.update("jax_enable_x64", True)
 
@@ -36,14 +36,20 @@ def trajectory(tx: Any, case: Case) -> dict[str, np.ndarray]:
     if case.wide_counts:
         widen = lambda x: x.astype(jnp.int64) if getattr(x, "dtype", None) == jnp.int32 else x
         state = jax.tree.map(widen, state)
-    value_fn = lambda p: loss_of(p, jnp.cos)
+    value_fn = lambda p: LOSSES[case.problem](p, jnp.cos)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in params}
+
+    def update(grads: Any, state: Any, params: Any, extras: Any) -> Any:
+        own = {"value_fn": value_fn} if extras else {}
+        return tx.update(grads, state, params, **extras, **own)
+
+    update = jax.jit(update) if case.jit else update
     for given in given_gradients():
         grads, extras = given, {}
-        if case.problem == "loss":
+        if case.problem in LOSSES:
             value, grads = jax.value_and_grad(value_fn)(params)
-            extras = {"value": value, "grad": grads, "value_fn": value_fn}
-        updates, state = tx.update(jax.tree.map(jnp.asarray, grads), state, params, **extras)
+            extras = {"value": value, "grad": grads}
+        updates, state = update(jax.tree.map(jnp.asarray, grads), state, params, extras)
         params = optax.apply_updates(params, updates)
         for name, value in params.items():
             assert value.dtype == jnp.float64, name

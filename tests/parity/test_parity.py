@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parity import FAMILIES
-from parity.case import SHAPES, STEPS, given_gradients, loss_of, ours, settings, start
+from parity.case import LOSSES, SHAPES, STEPS, given_gradients, ours, settings, start
 
 DATA = Path(__file__).parent / "data"
 CASES = [
@@ -31,10 +31,10 @@ def trajectory(case: Any, setting: Any) -> dict[str, np.ndarray]:
     tx = ours(case, setting)
     params: Any = {name: torch.from_numpy(np.array(value)) for name, value in start().items()}
     state, rows = tx.init(params), {name: [] for name in params}
-    value_fn = lambda p: loss_of(p, torch.cos)
+    value_fn = lambda p: LOSSES[case.problem](p, torch.cos)
     for given in given_gradients():
         grads, extras = {name: torch.from_numpy(np.array(value)) for name, value in given.items()}, {}
-        if case.problem == "loss":
+        if case.problem in LOSSES:
             grads, value = torch.func.grad_and_value(value_fn)(params)
             extras = {"value": value, "grad": grads, "value_fn": value_fn}
         params, state = tx.update(grads, state, params, **extras)

@@ -6,6 +6,7 @@ The tests are of values, purity, dtypes, vmap, meta-gradients, compile, layout. 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -51,10 +52,10 @@ ROWS: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 BY_ID = {row.id: row for row in ROWS}
 
 
-def rows(*properties: str) -> Any:
+def rows(*properties: str, only: Collection[str] = BY_ID) -> Any:
     """Parametrize a test of these properties by row; where a row says that it lacks one, the test has to fail."""
     params = []
-    for row in ROWS:
+    for row in (BY_ID[id] for id in only):
         reasons = [row.exceptions[name] for name in properties if name in row.exceptions]
         marks = [pytest.mark.xfail(reason=reason, strict=True) for reason in reasons]
         params.append(pytest.param(row, id=row.id, marks=marks))

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import functopt as fo
 from functopt import Transform, tree
 from functopt.combine import combinator
+from functopt.sharded import is_sharded
 
 Tree = Any
 
@@ -45,22 +47,29 @@ def with_loss(tx: Transform) -> Transform:
     ``f(q) = ⟨g, q - p⟩ + ½‖q - p‖² + ½‖p‖²`` at ``p``; the extras are ``value = f(p)``, ``value_fn = f``, ``grad = g``.
     """
 
-    def extras(grads: Tree, params: Tree) -> dict[str, Any]:
+    def extras(grads: Tree, params: Tree, given: dict[str, Any]) -> dict[str, Any]:
         def value_fn(at: Tree) -> torch.Tensor:
-            terms = tree.map(
-                lambda q, p, g: (g * (q - p) + ((q - p).square() + p.square()) / 2).sum(), at, params, grads
-            )
-            return torch.stack(tree.leaves(terms)).sum()
+            terms = tree.map(lambda q, p, g: g * (q - p) + ((q - p).square() + p.square()) / 2, at, params, grads)
+            # tree.sums, since the leaves may be spread over processes
+            return torch.stack([part.sum() for part in tree.leaves(tree.sums(terms))]).sum()
 
-        return {"value": value_fn(params), "value_fn": value_fn, "grad": grads}
+        def value_and_grad(at: Tree) -> tuple[torch.Tensor, Tree]:
+            return value_fn(at), tree.map(lambda q, p, g: g + (q - p), at, params, grads)
+
+        if any(isinstance(p, FakeTensor) or is_sharded(p) for p in tree.leaves(params)):
+            # torch 2.14 cannot go backward on a device that is not there, nor through a sum over several meshes
+            value_fn.value_and_grad = value_and_grad  # pyright: ignore[reportFunctionMemberAccess]
+        own = {"value": value_fn(params), "value_fn": value_fn, "grad": grads}
+        return {**own, **given} if "value_fn" in given else {**given, **own}  # all of one loss
 
     def transform(updates: Tree, state: Tree, params: Tree, hypers: Any, **given: Any) -> tuple[Tree, Tree]:
-        return tx._transform(updates, state, params, hypers, **{**extras(updates, params), **given})
+        return tx._transform(updates, state, params, hypers, **extras(updates, params, given))
 
     def write(grads: Tree, state: Tree, params: Tree, hypers: Any, **given: Any) -> tuple[Tree, Tree]:
-        return tx.run(grads, state, params, hypers, **{**extras(grads, params), **given})
+        return tx.run(grads, state, params, hypers, **extras(grads, params, given))
 
-    return Transform(tx._init, transform, write=write if tx.writes else None, hypers=tx.hypers, scopes=tx._scopes)
+    scopes = [*tx._scopes, ("with_loss", "tree")]  # it is the loss of all parameters
+    return Transform(tx._init, transform, write=write if tx.writes else None, hypers=tx.hypers, scopes=scopes)
 
 
 # The problem
@@ -98,11 +107,40 @@ def run(tx: Transform, params: Tree, grads: list[Tree], hypers: Any = None) -> t
 
 def number_hypers(tx: Transform) -> dict[str, float]:
     """The hypers whose default is a number."""
-    return {name: float(value) for name, value in tx.hypers.items() if isinstance(value, (float, int))}
+    return {name: float(value) for name, value in tx._defaults.items() if isinstance(value, (float, int))}
+
+
+# Hypers that are one value for all parameters.
+WHOLE = {
+    "every_k",
+    "max_consecutive_errors",
+    "max_squared_norm",
+    "max_learning_rate",
+    "tol",
+    "atol",
+    "rtol",
+    "increase_factor",
+    "decrease_factor",
+    "slope_rtol",
+    "curv_rtol",
+    "approx_dec_rtol",
+    "stepsize_precision",
+    "truncation",
+}
 
 
 def moved(name: str, value: float, by: int) -> float:
     """Another legal value of a hyper: ``by`` counts the distance from the default."""
-    if name == "sync_period":
+    if name.rpartition(".")[2] in (
+        "sync_period",
+        "k",
+        "every_k",
+        "seed",
+        "swa_start",
+        "swa_freq",
+        "update_proj_gap",
+        "precondition_frequency",
+        "update_interval",
+    ):
         return value + by
     return 0.95 * value + 0.01 * by
