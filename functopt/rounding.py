@@ -9,11 +9,11 @@ __all__ = ["narrowed", "round_stochastically"]
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``x`` rounded to the nearest number of another dtype; what is beyond its range becomes its largest."""
+    """Return ``x`` in another dtype, rounded to the nearest number; finite ones beyond its range to its largest."""
     if dtype.itemsize >= x.dtype.itemsize:
         return x.to(dtype)
     largest = torch.finfo(dtype).max
-    return x.clamp(-largest, largest).to(dtype)
+    return torch.where(x.isinf(), x, x.clamp(-largest, largest)).to(dtype)
 
 
 def round_stochastically(x: Tensor, dtype: torch.dtype, noise: Tensor) -> Tensor:
