@@ -7,6 +7,7 @@ from typing import Any
 from functopt.base import Transform
 from functopt.combine import chain
 from functopt.transforms.decay import add_decayed_weights
+from functopt.transforms.moments import is_zero
 from functopt.transforms.scaling import scale, scale_by_lr
 
 __all__ = ["Hyper", "compose", "is_zero"]
@@ -28,8 +29,3 @@ def compose(
     ascent = [scale(-1.0)] if maximize else []
     inner = [*preconditioner, *decay] if decoupled else [*decay, *preconditioner]
     return chain(*ascent, *inner, scale_by_lr(lr))
-
-
-def is_zero(value: Hyper) -> bool:
-    """Tell whether a hyper is the number 0, and not a tensor or schedule that may become another."""
-    return isinstance(value, (float, int)) and value == 0

@@ -18,7 +18,8 @@ from functopt.numerics import accumulator_dtype
 from functopt.objective import choose
 from functopt.skipping import skip_large_updates, skip_not_finite
 from functopt.tree import Tree, is_schedule
-from functopt.wrappers.gate import Run, check_inner, check_state, gate, one_value, own_hypers
+from functopt.wrappers.common import check_inner, check_state, own_hypers
+from functopt.wrappers.gate import Run, gate, one_value
 
 __all__ = ["MultiStepsState", "multi_steps"]
 

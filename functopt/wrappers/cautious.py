@@ -13,6 +13,7 @@ from functopt.combine import combinator
 from functopt.hypers import Hypers
 from functopt.numerics import accumulator_dtype, maximum, once
 from functopt.tree import Tree
+from functopt.wrappers.common import check_inner
 
 __all__ = ["cautious"]
 
@@ -45,8 +46,7 @@ def cautious(inner: Transform, *, rescale: str = "mean", descends: bool = True) 
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 0.7000, -2.0000])}
     """
-    if not isinstance(inner, Transform):
-        raise TypeError(f"cautious: inner is a {type(inner).__name__}, expected a Transform")
+    check_inner("cautious", inner)
     if inner.writes:
         raise ValueError(
             f"cautious: {inner.name} writes the parameters itself and has no updates to mask: put cautious inside it."

@@ -14,6 +14,7 @@ from functopt.base import Transform, state_class
 from functopt.combine import combinator
 from functopt.hypers import Hypers
 from functopt.tree import Tree
+from functopt.wrappers.common import check_inner
 
 __all__ = ["RealAndImaginary", "split_real_and_imaginary"]
 
@@ -46,8 +47,7 @@ def split_real_and_imaginary(inner: Transform) -> Transform:
     >>> tx.update(z, tx.init(z), z)[0]
     tensor([0.9000+1.8000j])
     """
-    if not isinstance(inner, Transform):
-        raise TypeError(f"split_real_and_imaginary: inner is a {type(inner).__name__}, expected a Transform")
+    check_inner("split_real_and_imaginary", inner)
 
     def init(params: Tree) -> Tree:
         return inner._init(_split(params))

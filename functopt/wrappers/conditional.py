@@ -14,7 +14,8 @@ from functopt.base import Transform, apply_updates, state_class
 from functopt.combine import combinator
 from functopt.objective import choose
 from functopt.tree import Tree
-from functopt.wrappers.gate import Run, check_inner, check_state, gate
+from functopt.wrappers.common import check_inner, check_state
+from functopt.wrappers.gate import Run, gate
 
 __all__ = ["ConditionallyMaskState", "ConditionallyTransformState", "conditionally_mask", "conditionally_transform"]
 

@@ -13,7 +13,8 @@ from functopt.combine import combinator
 from functopt.objective import choose
 from functopt.skipping import count_not_finite
 from functopt.tree import Tree
-from functopt.wrappers.gate import Run, check_inner, check_state, gate, one_value, own_hypers
+from functopt.wrappers.common import check_inner, check_state, own_hypers
+from functopt.wrappers.gate import Run, gate, one_value
 
 __all__ = ["ApplyIfFiniteState", "apply_if_finite"]
 

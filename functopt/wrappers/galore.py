@@ -25,7 +25,7 @@ from functopt.numerics import accumulator_dtype, where
 from functopt.periods import due
 from functopt.transforms.adaptive import scale_by_adam
 from functopt.tree import Tree
-from functopt.wrappers.gate import check_state, own_hypers
+from functopt.wrappers.common import check_state, own_hypers
 
 __all__ = ["GaLoreState", "scale_by_galore"]
 

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import optree
 from torch import Tensor
 
 from functopt.base import Transform
-from functopt.hypers import Hypers, check_hyper, same_value
+from functopt.hypers import Hypers, same_value
 from functopt.tree import Tree, is_schedule
 
-__all__ = ["check_inner", "check_state", "gate", "one_value", "own_hypers"]
+__all__ = ["Run", "gate", "one_value"]
 
 Run = Callable[..., tuple[Tree, Tree]]
-
-
-def check_inner(who: str, inner: Any) -> None:
-    """Raise if what is wrapped is not a transform."""
-    if not isinstance(inner, Transform):
-        hint = "; call it to make one" if callable(inner) else ""
-        raise TypeError(f"{who}: inner is a {type(inner).__name__}, expected a Transform{hint}")
-
-
-def own_hypers(who: str, inner: Transform, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hypers of a wrapper: those of what it wraps, and its own."""
-    for name, value in own.items():
-        check_hyper(who, name, value)
-        if name in inner._defaults:
-            raise ValueError(f"{who}: {inner.name} has a hyper {name!r} too; rename that one")
-    return {**inner._defaults, **own}
-
-
-def check_state(who: str, state: Any, cls: type) -> None:
-    """Raise if a state is not one of a class."""
-    if not isinstance(state, cls):
-        raise ValueError(
-            f"{who}: the state belongs to another optimizer: expected {cls.__name__}, got {type(state).__name__}. "
-            "Use the state that init of this optimizer returned."
-        )
 
 
 def one_value(who: str, name: str, value: Any) -> Any:

@@ -10,8 +10,9 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform, state_class
 from functopt.combine import combinator, no_updates
-from functopt.hypers import Hypers, check_hyper
+from functopt.hypers import Hypers
 from functopt.tree import Tree
+from functopt.wrappers.common import check_inner, check_state, own_hypers
 
 __all__ = ["LookaheadState", "lookahead"]
 
@@ -50,24 +51,15 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 0.9750, -2.0500])}
     """
-    if not isinstance(fast_optimizer, Transform):
-        raise TypeError(f"lookahead: fast_optimizer is a {type(fast_optimizer).__name__}, expected a Transform")
-    own = {"sync_period": sync_period, "slow_step_size": slow_step_size}
-    for name, value in own.items():
-        check_hyper("lookahead", name, value)
-        if name in fast_optimizer.hypers:
-            raise ValueError(f"lookahead: {fast_optimizer.name} has a hyper {name!r} too; rename that one")
+    check_inner("lookahead", fast_optimizer, "fast_optimizer")
+    own = own_hypers("lookahead", fast_optimizer, {"sync_period": sync_period, "slow_step_size": slow_step_size})
 
     def init(params: Tree) -> LookaheadState:
         count = tree.counter(params)
         return LookaheadState(count, tree.map(torch.clone, params), fast_optimizer._init(params))
 
     def write(grads: Tree, state: LookaheadState, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
-        if not isinstance(state, LookaheadState):
-            raise ValueError(
-                f"lookahead: the state belongs to another optimizer: expected LookaheadState, got "
-                f"{type(state).__name__}. Use the state that init of this optimizer returned."
-            )
+        check_state("lookahead", state, LookaheadState)
         fast, inner = fast_optimizer.run(grads, state.inner, params, hypers, **extras)
         count = state.count + 1
 
@@ -82,6 +74,6 @@ def lookahead(fast_optimizer: Transform, sync_period: Any = 6, slow_step_size: A
         init,
         no_updates("lookahead"),
         write=write,
-        hypers={**fast_optimizer.hypers, **own},
+        hypers=own,
         scopes=[*fast_optimizer._scopes, ("lookahead", "element")],
     )

@@ -12,7 +12,8 @@ from functopt.combine import combinator
 from functopt.masks import Mask, cut, fill, mask_of, step_on
 from functopt.numerics import where
 from functopt.tree import Tree
-from functopt.wrappers.gate import Run, check_inner, check_state, gate
+from functopt.wrappers.common import check_inner, check_state
+from functopt.wrappers.gate import Run, gate
 
 __all__ = ["MaskedState", "freeze", "masked", "selective_transform"]
 

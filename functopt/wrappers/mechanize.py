@@ -14,7 +14,7 @@ from functopt.hypers import Hypers
 from functopt.numerics import maximum, sqrt
 from functopt.transforms.totals import copied, displacement
 from functopt.tree import Tree
-from functopt.wrappers.learning import check_base, check_state
+from functopt.wrappers.common import check_state, with_updates
 
 __all__ = ["MechanizeState", "Tuner", "mechanize"]
 
@@ -69,7 +69,7 @@ def mechanize(
     {'w': tensor([ 0.9500, -2.1000])}
     """
     own = {"s_decay": s_decay, "s_eps": s_eps, "s_init": s_init}
-    check_base("mechanize", base_optimizer, own)
+    merged = with_updates("mechanize", base_optimizer, own)
     if num_betas < 1:
         raise ValueError(f"mechanize: num_betas must be at least 1, got {num_betas!r}")
     betas = [1 - 0.1**i for i in range(1, num_betas + 1)]
@@ -112,6 +112,6 @@ def mechanize(
     return Transform(
         init,
         transform,
-        hypers={**base_optimizer._defaults, **own},
+        hypers=merged,
         scopes=[*base_optimizer._scopes, ("mechanize", "tree")],
     )

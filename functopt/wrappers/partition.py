@@ -10,7 +10,7 @@ from functopt.base import Transform, state_class
 from functopt.combine import combinator, no_updates
 from functopt.masks import cut, fill, prefix_of, step_on, values_of
 from functopt.tree import Tree
-from functopt.wrappers.gate import check_inner, check_state
+from functopt.wrappers.common import check_inner, check_state
 
 __all__ = ["PartitionState", "multi_transform", "partition"]
 

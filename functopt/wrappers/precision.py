@@ -16,13 +16,13 @@ from functopt.hypers import Hypers, check_hyper, same_value
 from functopt.numerics import accumulator_dtype
 from functopt.rounding import narrowed, round_stochastically
 from functopt.tree import Tree
+from functopt.wrappers.common import check_inner, check_state
 
 __all__ = ["CastStateState", "KahanState", "StochasticRoundState", "cast_state", "kahan", "stochastic_round"]
 
 
-def _check_inner(who: str, inner: Transform) -> None:
-    if not isinstance(inner, Transform):
-        raise TypeError(f"{who}: inner is a {type(inner).__name__}, expected a Transform")
+def _check_returns(who: str, inner: Transform) -> None:
+    check_inner(who, inner)
     if inner.writes:
         raise ValueError(
             f"{who}: {inner.name} writes the parameters itself, so there is nothing left to write: put {who}() around "
@@ -36,14 +36,6 @@ def _seeded(who: str, inner: Transform, seed: Any) -> dict[str, Any]:
     if not same_value(inner.hypers.get("seed", seed), seed):
         raise ValueError(f"{who}: {inner.name} has another seed, {inner.hypers['seed']!r}; rename that one")
     return {**inner.hypers, "seed": seed}
-
-
-def _check_state(who: str, state: Tree, expected: type) -> None:
-    if not isinstance(state, expected):
-        raise ValueError(
-            f"{who}: the state belongs to another optimizer: expected {expected.__name__}, got "
-            f"{type(state).__name__}. Use the state that init of this optimizer returned."
-        )
 
 
 @state_class
@@ -76,13 +68,13 @@ def kahan(inner: Transform) -> Transform:
     >>> tx.update(p, tx.init(p), p)[1].compensation  # what 1 - 0.001 has lost, which is 1 there
     tensor([-0.0010], dtype=torch.bfloat16)
     """
-    _check_inner("kahan", inner)
+    _check_returns("kahan", inner)
 
     def init(params: Tree) -> KahanState:
         return KahanState(tree.zeros_like(params), inner._init(params))
 
     def write(grads: Tree, state: KahanState, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
-        _check_state("kahan", state, KahanState)
+        check_state("kahan", state, KahanState)
         updates, after = inner._transform(grads, state.inner, params, hypers, **extras)
         due = tree.map(lambda c, u: c + u.to(accumulator_dtype(c.dtype)), state.compensation, updates)
         new = tree.map(lambda p, y: (p + y).to(p.dtype), params, due)
@@ -129,7 +121,7 @@ def stochastic_round(inner: Transform, seed: Any = 0) -> Transform:
     >>> tx.update(p, tx.init(p), p)[0].float().mean()  # of numbers that are 1 or 0.9961
     tensor(0.9990)
     """
-    _check_inner("stochastic_round", inner)
+    _check_returns("stochastic_round", inner)
     hypers = _seeded("stochastic_round", inner, seed)
 
     def init(params: Tree) -> StochasticRoundState:
@@ -137,7 +129,7 @@ def stochastic_round(inner: Transform, seed: Any = 0) -> Transform:
         return StochasticRoundState(count, inner._init(params))
 
     def write(grads: Tree, state: Any, params: Tree, values: Hypers, **extras: Any) -> tuple[Tree, Tree]:
-        _check_state("stochastic_round", state, StochasticRoundState)
+        check_state("stochastic_round", state, StochasticRoundState)
         updates, after = inner._transform(grads, state.inner, params, values, **extras)
         exact = tree.map(lambda p, u: p.to(accumulator_dtype(p.dtype)) + u, params, updates)
         noise = random.uniform_like(exact, values["seed"], state.count, salt="stochastic_round")
@@ -193,8 +185,7 @@ def cast_state(
     >>> tree.get(tx.init(params), "mu.total")
     {'w': tensor([0., 0.], dtype=torch.bfloat16)}
     """
-    if not isinstance(inner, Transform):
-        raise TypeError(f"cast_state: inner is a {type(inner).__name__}, expected a Transform")
+    check_inner("cast_state", inner)
     if not dtype.is_floating_point:
         raise TypeError(f"cast_state: dtype is {dtype}, expected a floating-point dtype")
     hypers = _seeded("cast_state", inner, seed) if stochastic else inner.hypers
@@ -216,7 +207,7 @@ def cast_state(
     def around(step: Callable[..., tuple[Tree, Tree]]) -> Callable[..., tuple[Tree, Tree]]:
         def run(updates: Tree, state: Tree, params: Tree, values: Hypers, **extras: Any) -> tuple[Tree, Tree]:
             if stochastic:
-                _check_state("cast_state", state, CastStateState)
+                check_state("cast_state", state, CastStateState)
             kept = state.inner if stochastic else state
             widest = max((p.dtype for p in tree.leaves(params)), key=lambda dtype: dtype.itemsize)
             wide = accumulator_dtype(widest)

@@ -11,8 +11,9 @@ from torch import Tensor
 from functopt import projections
 from functopt.base import Scope, Transform
 from functopt.combine import combinator, no_updates
-from functopt.hypers import Hypers, check_hyper
+from functopt.hypers import Hypers
 from functopt.tree import Tree, is_schedule, layout_of
+from functopt.wrappers.common import check_inner, own_hypers
 
 __all__ = ["projected"]
 
@@ -46,16 +47,12 @@ def projected(inner: Transform, projection: Callable[..., Tree], **settings: Any
     >>> tx.update(grads, tx.init(params), params)[0]
     {'w': tensor([ 0.4122, -0.9111])}
     """
-    if not isinstance(inner, Transform):
-        raise TypeError(f"projected: inner is a {type(inner).__name__}, expected a Transform")
+    check_inner("projected", inner)
     if not callable(projection):
         raise TypeError(f"projected: projection is a {type(projection).__name__}, expected a function of a tree")
     hypers = {name: value for name, value in settings.items() if _is_hyper(value)}
     constants = {name: value for name, value in settings.items() if name not in hypers}
-    for name, value in hypers.items():
-        check_hyper("projected", name, value)
-        if name in inner.hypers:
-            raise ValueError(f"projected: {inner.name} has a hyper {name!r} too; rename that one")
+    merged = own_hypers("projected", inner, hypers)
 
     def write(grads: Tree, state: Tree, params: Tree, values: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         params, state = inner.run(grads, state, params, values, **extras)
@@ -70,7 +67,7 @@ def projected(inner: Transform, projection: Callable[..., Tree], **settings: Any
         inner._init,
         no_updates("projected"),
         write=write,
-        hypers={**inner.hypers, **hypers},
+        hypers=merged,
         rebind=rebind,
         scopes=[*inner._scopes, ("projected", "any" if constants else _scope(projection))],
     )

@@ -13,6 +13,7 @@ from functopt.combine import combinator, merge_hypers, no_updates
 from functopt.hypers import Hypers
 from functopt.objective import choose, value_and_grad
 from functopt.tree import Tree
+from functopt.wrappers.common import check_inner
 
 __all__ = ["SamState", "asam_ascent", "sam", "sam_ascent"]
 
@@ -122,8 +123,7 @@ def sam(
     if adv_optimizer is None:
         adv_optimizer = sam_ascent()
     for what, tx in (("optimizer", optimizer), ("adv_optimizer", adv_optimizer)):
-        if not isinstance(tx, Transform):
-            raise TypeError(f"sam: {what} is a {type(tx).__name__}, expected a Transform")
+        check_inner("sam", tx, what)
     adversary = adv_optimizer
     if adversary.writes:
         raise ValueError(f"sam: {adversary.name} writes the parameters itself and cannot be the adversary")

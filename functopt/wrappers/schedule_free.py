@@ -15,7 +15,7 @@ from functopt.hypers import Hypers
 from functopt.numerics import accumulator_dtype, maximum, minimum
 from functopt.transforms.moments import is_zero
 from functopt.tree import Tree
-from functopt.wrappers.learning import check_base, check_state
+from functopt.wrappers.common import check_state, with_updates
 
 __all__ = ["ScheduleFreeState", "eval_params", "schedule_free", "schedule_free_eval_params"]
 
@@ -76,7 +76,7 @@ def schedule_free(
     {'w': tensor([ 0.9500, -2.1000])}
     """
     own = {"beta": beta, "weight_lr_power": weight_lr_power, "warmup_steps": warmup_steps}
-    check_base("schedule_free", base_optimizer, own)
+    merged = with_updates("schedule_free", base_optimizer, own)
     if "lr" not in base_optimizer._defaults:
         raise ValueError(f"schedule_free: {base_optimizer.name} has no hyper 'lr', by which iterates are weighted")
     if is_zero(beta):
@@ -127,7 +127,7 @@ def schedule_free(
     return Transform(
         init,
         transform,
-        hypers={**base_optimizer._defaults, **own},
+        hypers=merged,
         scopes=[*base_optimizer._scopes, ("schedule_free", "element")],
     )
 

@@ -15,7 +15,7 @@ from functopt.numerics import maximum, minimum, where
 from functopt.periods import due
 from functopt.transforms.hutchinson import hutchinson_estimator_diag_hessian
 from functopt.tree import Tree
-from functopt.wrappers.gate import check_state, own_hypers
+from functopt.wrappers.common import check_state, own_hypers
 
 __all__ = ["SophiaState", "scale_by_sophia"]
 
