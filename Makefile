@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/examples-installed
 	$(BIN)/python examples/sweep_digits.py
 
+# PYTEST is handed on: make test PYTEST="-m ''" also runs what takes long and is nearly the same elsewhere.
 test: .venv/clients-installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 # About 40 minutes on two cores. BENCH is handed on: make bench BENCH="--only memory"
 bench: .venv/bench-installed

@@ -123,10 +123,10 @@ class Optax:
         return time.perf_counter() - began
 
 
-def make(contender: str, network: str, members: int) -> Any:
+def make(contender: str, network: str, members: int, tune: bool) -> Any:
     """Return a contender."""
     if contender == OURS:
-        return Ours(network, members)
+        return Ours(network, members, tune=tune)
     if contender == ALONE:
         return Alone(network)
     return Optax(network, members, scan="scan" in contender)
@@ -135,11 +135,11 @@ def make(contender: str, network: str, members: int) -> Any:
 _contender: Any
 
 
-def build(contender: str, network: str, members: int) -> dict[str, float]:
+def build(contender: str, network: str, members: int, tune: bool) -> dict[str, float]:
     """Make a contender and let it compile; return the seconds of that, and of one step afterwards."""
     global _contender
     began = time.perf_counter()
-    _contender = make(contender, network, members)
+    _contender = make(contender, network, members, tune)
     _contender.run(AHEAD)
     compiled = time.perf_counter()
     _contender.run(AHEAD)
@@ -192,7 +192,8 @@ def _row(network: str, members: int, workers: dict[str, Worker], limits: Any, op
             workers[name] = Worker()
         try:
             limit = options.limit * (TRIALS if name == OURS else 1)
-            built = workers[name].call("sweeps:build", limit, contender=name, network=network, members=members)
+            what = {"contender": name, "network": network, "members": members, "tune": not options.quick}
+            built = workers[name].call("sweeps:build", limit, **what)
             if built["step"] > LONGEST:
                 raise FailedError(f"one step takes {built['step']:.1f} s")
         except FailedError as error:

@@ -73,6 +73,7 @@ def test_memory_of_a_step_is_measured(tmp_path, monkeypatch):
     assert 1.2 < loop < 2
 
 
+@pytest.mark.exhaustive
 def test_compiling_times_cold_and_warm_processes(tmp_path, monkeypatch):
     fast = {"nothing compiled": ("torch fused", "adamw", 100.0), "nobody's": ("nobody", "adamw", None)}
     monkeypatch.setattr(compiling, "CASES", fast)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from registry import ROWS
+from registry import BY_ID, FIRST, ROWS
 
 import functopt as fo
 
@@ -22,9 +22,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TOLERANCE = 1e-12  # float64, parameters of size 1
 
 
-# How a process may end after its work is done: a thread of gloo's still held a tensor when the interpreter was gone
-# (https://github.com/pytorch/pytorch/issues/190489, pull request 179291).
-TEARDOWN = "terminate called without an active exception"
+# How gloo of torch 2.14 may end a process: one of its threads drops the last reference to a tensor, which belongs to
+# Python, at the end of the interpreter or in the middle of a collective. Nothing here is written in C, so that a crash of
+# the process itself is never the optimizer's doing; it is started once more, and an error in Python is not.
+# (https://github.com/pytorch/pytorch/issues/190489, pull request 179291)
+CRASHED = re.compile(r"exitcode *: -(6|11) ")
 
 
 def torchrun(processes: int, script: Path, *args: Any, again: bool = True) -> str:
@@ -35,7 +37,7 @@ def torchrun(processes: int, script: Path, *args: Any, again: bool = True) -> st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         start_new_session=True,
     )
     try:
@@ -43,7 +45,8 @@ def torchrun(processes: int, script: Path, *args: Any, again: bool = True) -> st
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGTERM)
         raise
-    if run.returncode and TEARDOWN in out and again:
+    if run.returncode and CRASHED.search(out) and again:
+        print(f"{script.name} on {processes} processes crashed and is started again:\n{out[-20000:]}")
         return torchrun(processes, script, *args, again=False)
     if run.returncode:
         pytest.fail(f"{script.name} on {processes} processes:\n{out[-20000:]}")
@@ -64,7 +67,7 @@ def too_far(found: dict[str, float]) -> dict[str, float]:
 def test_ddp(processes: int, tmp_path: Path):
     cases = found(processes, "ddp.py", tmp_path)
     assert too_far(cases) == {}
-    assert len(cases) == (15 if processes == 2 else 12)
+    assert len(cases) == (13 if processes == 2 else 10)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -77,23 +80,27 @@ def test_fsdp2(processes: int, tmp_path: Path):
     # elementwise ones work on their own; a global norm is one number; LAMB has two norms of each of the 8 parameters
     assert cases.pop("collectives") == {"adamw": 0, "lookahead": 0, "clipped adamw": 1, "lamb": 16}
     assert too_far(cases) == {}
-    assert len(cases) == (25 if processes == 2 else 28)
+    assert len(cases) == (25 if processes == 2 else 15)
 
 
-def test_the_whole_catalog_on_sharded_parameters(tmp_path: Path):
-    cases = found(4, "catalog.py", tmp_path)
+OTHERS = [row.id for row in ROWS if row.id not in FIRST]
+
+
+@pytest.mark.parametrize("ids", [FIRST, pytest.param(OTHERS, marks=pytest.mark.exhaustive)], ids=["first", "others"])
+def test_the_catalog_on_sharded_parameters(ids: list[str], tmp_path: Path):
+    cases = found(4, "catalog.py", tmp_path, json.dumps(ids))
     assert too_far(cases) == {}
-    assert [*cases] == [row.id for row in ROWS if "sharded" not in row.exceptions]
+    assert [*cases] == [id for id in ids if "sharded" not in BY_ID[id].exceptions]
 
 
 def test_checkpoints_go_on_with_other_numbers_of_processes(tmp_path: Path):
     saved = found(2, "checkpoints.py", tmp_path, tmp_path, "save")
     assert too_far(saved) == {}
-    assert len(saved) == 9 * 5 - 2
+    assert len(saved) == 5 * 5 - 2
     for processes in (4, 1):
         loaded = found(processes, "checkpoints.py", tmp_path, tmp_path, "load")
         assert too_far(loaded) == {}
-        assert len(loaded) == 9 * 2 * 3
+        assert len(loaded) == 5 * 2 * 3
 
 
 @pytest.mark.parametrize("example", ["ddp.py", "fsdp2.py"])

@@ -133,6 +133,7 @@ def test_members_compiled_are_torchs(name):
     same(compiled(members(model), x), over(model)(members(model), x))
 
 
+@pytest.mark.exhaustive
 def test_members_compiled_by_inductor_are_torchs():
     model, x = problem("pooling")
     over = lambda m: vmap(lambda p, x: run(m, p, x), in_dims=(0, None))

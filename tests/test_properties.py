@@ -195,7 +195,7 @@ def test_vmap_equals_a_loop(row: Row):
     grads = [make_grads(seed) for seed in members]
     for names in {(), tuple(numbers), *((name,) for name in numbers)}:
         hypers = [as_tensors({name: moved(name, numbers[name], i) for name in names}) for i in members]
-        some = slice(4 if len(names) == 1 else None)  # by themselves, to be sure that none stands in for another
+        some = slice(3 if len(names) == 1 else 6)  # by themselves, to be sure that none stands in for another
         loop = [run(tx, make_params(i), grads[i][some], hypers[i]) for i in members]
         params = tree.stack([make_params(i) for i in members])
         state = torch.func.vmap(tx.init)(params)

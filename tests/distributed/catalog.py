@@ -1,7 +1,11 @@
-"""Every optimizer of the catalog on parameters that are spread in two ways at once, against whole ones."""
+"""Optimizers of the catalog on parameters that are spread in two ways at once, against whole ones.
+
+Started with a list of their names in JSON as the second argument.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ import functopt as fo
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from registry import ROWS
+from registry import BY_ID
 
 SHAPES = {"weight": (7, 3), "bias": (3,), "gain": (), "kernel": (2, 3, 2), "row": (1, 5), "plain": (4, 3)}
 STEPS = 3
@@ -63,7 +67,7 @@ def main() -> None:
             return distribute_tensor(x, both, [Replicate(), Partial()])
         return spread(name, x)
 
-    for row in ROWS:
+    for row in (BY_ID[id] for id in json.loads(sys.argv[2])):
         expected, alone = train(row.make(), lambda _, x: x, lambda _, x: x)
         try:
             got, optimizer = train(row.make(), spread, spread_grad)

@@ -26,10 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 import functopt as fo
 
 HALF = STEPS // 2
-NAMES = (
-    "adamw", "sgd", "sgd, no state", "clipped adamw", "lamb", "larc", "adafactor, momentum", "lookahead",
-    "clipped schedule",
-)  # fmt: skip
+# entries like the parameters, none, of other shapes, of all parameters together, and all of these with a schedule
+NAMES = ("adamw", "sgd, no state", "adafactor, momentum", "lookahead", "clipped schedule")
 OPTIONS = {
     "plain": StateDictOptions(),
     "flat": StateDictOptions(flatten_optimizer_state_dict=True),

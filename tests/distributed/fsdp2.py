@@ -54,6 +54,9 @@ def run(tx: fo.Transform, mesh: Any = None, **options: Any) -> float:
     return deviation(got, expected)
 
 
+# on four processes, where the last layer's bias has no entry on one: norms of all, of leaves, of rows, and a lag
+FEW = ("adamw", "masked adamw", "clipped between", "clipped lamb", "adafactor, momentum", "lookahead", "average")
+
 TORCH: dict[str, Any] = {
     "adamw": lambda params: torch.optim.AdamW(params, 1e-2, weight_decay=0.1),
     "sgd": lambda params: torch.optim.SGD(params, 0.05, 0.9),
@@ -123,13 +126,14 @@ def values(model: nn.Module, optimizer: fo.StatefulOptimizer) -> list[Any]:
 
 def main() -> None:
     report = start()
-    for name, make in OPTIMIZERS.items():
-        report[name] = run(make())
-    for name in TORCH:
+    four = dist.get_world_size() == 4
+    for name in FEW if four else OPTIMIZERS:
+        report[name] = run(OPTIMIZERS[name]())
+    for name in () if four else TORCH:
         report[f"{name} of torch"] = against_torch(name)
     report["groups"] = groups()
     report["collectives"] = {name: collectives(name) for name in ("adamw", "lookahead", "clipped adamw", "lamb")}
-    if dist.get_world_size() == 4:
+    if four:
         for name in ("clipped adamw", "lamb", "adafactor"):
             report[f"{name}, replicas"] = run(
                 OPTIMIZERS[name](), init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
