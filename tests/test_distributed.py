@@ -22,10 +22,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TOLERANCE = 1e-12  # float64, parameters of size 1
 
 
-# How gloo of torch 2.14 may end a process: one of its threads drops the last reference to a tensor, which belongs to
-# Python, at the end of the interpreter or in the middle of a collective. Nothing here is written in C, so that a crash of
-# the process itself is never the optimizer's doing; it is started once more, and an error in Python is not.
-# (https://github.com/pytorch/pytorch/issues/190489, pull request 179291)
+# How gloo of torch 2.14 may end a process: one of its threads still holds a tensor when the interpreter is gone
+# (https://github.com/pytorch/pytorch/issues/190489, pull request 179291); and once a collective ended in a segmentation
+# fault. Nothing here is written in C: a process that crashes is started once more, with its stack printed, and one that
+# fails is not.
 CRASHED = re.compile(r"exitcode *: -(6|11) ")
 
 

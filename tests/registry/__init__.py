@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import functopt as fo
-
 from registry import adaptive, basic, gating, links, matrix, search, simple, step_free, writing
 from registry.problem import (
     SHAPES,
