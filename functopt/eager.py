@@ -45,6 +45,7 @@ class _Step(NamedTuple):
     tapes: list[tuple[Any, Tape | None]]  # what was recorded, with the hypers and dtypes that it holds for
     memory: set[int]  # the storages of the state
     room: Buffers  # for what is computed on the way
+    common: tuple[Tensor, ...] = ()  # 0-d tensors among the extras that are others at every step
 
     def write(self, pairs: Pairs) -> None:
         """Put new tensors where the old ones are."""
@@ -113,8 +114,8 @@ class EagerStep:
         route = self.route
         if len(grads) < len(params):
             route = self.with_gaps = self.with_gaps or self._piecewise(params)
-        # extras are baked into what is recorded; hypers are compared with those at hand
-        tapes = [] if extras or route.by_norm else self.tapes
+        # extras are baked into what is recorded, but for a norm of ours; hypers are compared with those at hand
+        tapes = [] if extras else self.tapes
         step = _Step(route.tx, params, grads, values, extras, {}, tapes, self.memory, self.room)
         if route.head is not None:
             ahead, state = route.head
@@ -125,7 +126,8 @@ class EagerStep:
             step.write(_pairs(state, new).values())
             step = step._replace(grads=grads)
         if route.by_norm:
-            step = step._replace(extras={"updates_norm": tree.norm(dict(grads)), **extras})
+            norm = tree.norm(dict(grads))
+            step = step._replace(extras={"updates_norm": norm, **extras}, common=(norm,))
         if self.owner.on_shards:
             step = step._replace(params=self.owner.here(params), grads=self.owner.here(grads))
         for piece in route.pieces:
@@ -257,12 +259,12 @@ class _Slices:
         elif slices:
             self._play(step, tape, slices, param, grad)
 
-    def _kinds(self, param: Tensor, grad: Tensor) -> Any:
-        return [(x.dtype, x.device, x.ndim) for x in (param, grad, *self.slices[0].leaves)]
+    def _kinds(self, param: Tensor, grad: Tensor, common: tuple[Tensor, ...]) -> Any:
+        return [(x.dtype, x.device, x.ndim) for x in (param, grad, *self.slices[0].leaves, *common)]
 
     def _known(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor) -> Tape | None:
         """Return the tape of a parameter like this one at this step, ``_NEW`` if there has been none."""
-        kinds = self._kinds(param, grad)
+        kinds = self._kinds(param, grad, step.common)
         alike = (
             tape
             for (known, known_kinds), tape in step.tapes
@@ -273,14 +275,14 @@ class _Slices:
     def _note(self, step: _Step, values: dict[str, Any], param: Tensor, grad: Tensor, tape: Tape | None) -> Tape | None:
         if tape is not None:
             tape.room = step.room
-        step.tapes.append(((values, self._kinds(param, grad)), tape))
+        step.tapes.append(((values, self._kinds(param, grad, step.common)), tape))
         return tape
 
     def _play(self, step: _Step, tape: Tape, slices: list[_Cut], param: Tensor, grad: Tensor) -> None:
-        memory = tape.start([param, grad, *slices[0].leaves], param.numel())
+        memory = tape.start([param, grad, *slices[0].leaves, *step.common], param.numel())
         for number in range(tape.passes):
             for at, _, leaves in slices:
-                tape.play(memory, [param[at], grad[at], *leaves], number)
+                tape.play(memory, [param[at], grad[at], *leaves, *step.common], number)
             tape.finish(memory, number)
         leaves = [param, grad, *slices[0].leaves]
         step.later.update({id(leaves[i]): (leaves[i], memory[new]) for i, new in tape.scalars})
@@ -288,11 +290,11 @@ class _Slices:
     def _by_itself(
         self, step: _Step, values: dict[str, Any], part: _Cut, param: Tensor, grad: Tensor, *, taped: bool = False
     ) -> Tape | None:
-        inputs = [param[part.at], grad[part.at], *part.leaves]
+        inputs = [param[part.at], grad[part.at], *part.leaves, *step.common]
 
         def run() -> tuple[dict[int, tuple[Tensor, Tensor]], list[Tensor]]:
             new, state = step.tx.run(inputs[1], part.state, inputs[0], values, **step.extras)
-            outputs = [new, inputs[1], *tree.leaves(state)]
+            outputs = [new, inputs[1], *tree.leaves(state), *step.common]
             return {id(old): (old, new) for old, new in zip(inputs, outputs, strict=True) if old is not new}, outputs
 
         pairs, tape = record(run, inputs) if taped else (run()[0], None)
@@ -332,11 +334,12 @@ class _SlicesOfLeaf(_Slices):
         spec = optree.tree_structure(self.samples[0].state)
 
         def run(inputs: list[Tensor]) -> list[Tensor]:
-            state: Tree = optree.tree_unflatten(spec, inputs[2:])
+            state: Tree = optree.tree_unflatten(spec, inputs[2 : 2 + spec.num_leaves])
             new, state = step.tx.run(inputs[1], state, inputs[0], values, **step.extras)
-            return [new, inputs[1], *optree.tree_leaves(state)]
+            return [new, inputs[1], *optree.tree_leaves(state), *step.common]
 
-        return record_with_sums(run, [[param[part.at], grad[part.at], *part.leaves] for part in self.samples])
+        cut = lambda part: [param[part.at], grad[part.at], *part.leaves, *step.common]
+        return record_with_sums(run, [cut(part) for part in self.samples])
 
 
 def _knows_no_names(tx: Transform) -> bool:

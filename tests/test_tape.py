@@ -414,6 +414,29 @@ def test_recordings_are_kept_while_hypers_stay(monkeypatch: pytest.MonkeyPatch):
     assert len(optimizer._step.tapes) <= eager.KEPT  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize("make", [fo.adamw, fo.lamb])
+def test_a_recording_outlasts_the_norm_of_its_step(make: Any, monkeypatch: pytest.MonkeyPatch):
+    recorded = []
+    for name in ("record", "record_with_sums"):
+        real = getattr(eager, name)
+        monkeypatch.setattr(eager, name, lambda *args, real=real: recorded.append(1) or real(*args))
+    monkeypatch.setattr(eager, "SMALL", 8)
+    monkeypatch.setattr(eager, "PIECE", 64)
+    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (31, 17))
+    tx = fo.chain(fo.clip_by_global_norm(0.5), make(0.1))
+    params = {"w": torch.ones(200, dtype=torch.float64), "v": torch.ones(100, dtype=torch.float64)}
+    own = {key: torch.nn.Parameter(p.clone()) for key, p in params.items()}
+    optimizer, state = fo.StatefulOptimizer(own.items(), tx), tx.init(params)
+    for step in range(4):
+        grads = {key: (step + 1) * (p + step).cos() for key, p in params.items()}
+        for key, p in own.items():
+            p.grad = grads[key]
+        optimizer.step()
+        params, state = tx.update(grads, state, params)
+        torch.testing.assert_close({key: p.detach() for key, p in own.items()}, params, rtol=1e-12, atol=1e-12)
+    assert len(recorded) == 1  # of two parameters and four steps
+
+
 def test_a_norm_that_is_known_is_not_computed_again():
     tx, updates = fo.clip_by_global_norm(1.0), {"w": torch.full((4,), 3.0, dtype=torch.float64)}
     own, _ = tx.transform(updates, (), updates)
