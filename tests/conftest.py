@@ -1,5 +1,6 @@
 """Shared set-up: one compile cache for all workers, one thread for each, and the parameters of the registry."""
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,12 @@ import torch  # noqa: E402
 from registry import make_grads, make_params  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def _graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile to graphs of torch's own kernels, in a fraction of the time: where it is not the code that is tested."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ def test_compiling_times_cold_and_warm_processes(tmp_path, monkeypatch):
     assert [line["reached"] for line in result["targets"]] == [True, True]
 
 
+@pytest.mark.exhaustive
 def test_sweeps_compares_rates(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "CONTENDERS", [sweeps.OURS, sweeps.ALONE])
     monkeypatch.setattr(sweeps, "AT", 2)

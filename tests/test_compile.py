@@ -8,7 +8,7 @@ from typing import Any
 import optree
 import pytest
 import torch
-from registry import BY_ID, FIRST, Row, make_params, moved, number_hypers, rows
+from registry import BY_ID, FIRST, RECIPES, Row, make_params, moved, number_hypers, rows
 from torch._dynamo.testing import CompileCounter
 
 import functopt as fo
@@ -46,7 +46,8 @@ def step(tx: Transform, grads: Any, state: Any, params: Any, hypers: Any = None)
     return tx.update(grads, state, params, hypers)
 
 
-@rows("compile", always=FIRST)
+# Recipes, of which all links are compiled here, are compiled with members by test_conformance.py.
+@rows("compile", always={*FIRST} - {*RECIPES} | {"adamw", "scheduled"})
 def test_one_graph_for_moving_hypers_and_equal_optimizers(row: Row):
     counter = CompileCounter()
     compiled = torch.compile(step, fullgraph=True, backend=counter)

@@ -98,6 +98,7 @@ def test_a_pure_learner_keeps_what_it_replaces():
     assert not same(learner.buffers, buffers)
 
 
+@pytest.mark.usefixtures("_graphs_only")
 def test_compiled_it_is_the_same():
     tx = fo.adamw(0.02, weight_decay=0.1)
     eager, compiled = pure(net(), tx), pure(net(), tx, compile=True)

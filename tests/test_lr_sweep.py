@@ -64,6 +64,7 @@ def test_every_curve_is_that_of_training_alone(name):
         np.testing.assert_allclose(found.losses[:, column], alone(make, lr, batches, 10), rtol=1e-10, atol=0)
 
 
+@pytest.mark.usefixtures("_graphs_only")
 def test_compiled_or_in_chunks_it_is_the_same():
     arguments = [*pure_loss(network(), cross_entropy), fo.sgd(0.1), [*DataLoader(data(), batch_size=16)], LRS[:3]]
     plain = lr_sweep(*arguments, steps=5, compile=False)

@@ -54,6 +54,7 @@ def test_blocks_are_single_steps(options):
         equal(run(iter(batches), block=block, **options), one)
 
 
+@pytest.mark.usefixtures("_graphs_only")
 def test_compiled_blocks_are_single_steps_and_one_graph():
     from torch._dynamo.utils import counters
 
@@ -105,6 +106,7 @@ def test_batches_can_be_iterated_again_and_cover_every_epoch():
     assert len([*Batches(make_data(), 8, steps=7)]) == 7
 
 
+@pytest.mark.usefixtures("_graphs_only")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gathered_is_iterated(compiled):
     batches = Batches(make_data(), 8, steps=21)

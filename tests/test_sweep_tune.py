@@ -75,6 +75,7 @@ def test_a_convolution_is_found():
         assert has_convolution(lambda p, loss=loss_fn, b=batches: loss(p, b[0]), params) is convolution
 
 
+@pytest.mark.usefixtures("_graphs_only")
 @pytest.mark.parametrize("best", [Plan(4, 1, 0), pytest.param(Plan(16, 1, 8 * COLUMNS), marks=pytest.mark.exhaustive)])
 def test_a_tuned_sweep_computes_the_same(monkeypatch, best):
     loss_fn, params, batches = problem(convolution=True)
