@@ -66,7 +66,7 @@ ROWS = [
         lambda: fo.cast_state(fo.adam(0.1), 3, stochastic=True),
         layout_invariant=False,
         couples=True,
-        exceptions=ROUNDED,
+        exceptions={**ROUNDED, "generated": "code of inductor rounds some entries of members the other way"},
     ),
     Row("swa_params", lambda: fo.chain(fo.sgd(0.1), fo.swa_params(2, 3))),
 ]
