@@ -7,7 +7,6 @@ as far as the peers agree on it: ``tests/test_benchmarks.py`` compares their res
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -73,11 +72,5 @@ def build(name: str, optimizer: str, shapes: list[list[int]]) -> Contender:
 def _draw(shapes: list[list[int]], seed: int, scale: float) -> Arrays:
     """Return normal numbers; large arrays repeat a million of them, which takes a tenth of the time."""
     block = np.random.default_rng(seed).standard_normal(1 << 20, dtype=np.float32) * np.float32(scale)
-    short = lambda i, shape: math.prod(shape) <= block.size - i
-    # a view would keep the whole block, once for each of a thousand tensors
-    return [
-        np.reshape(block[i : i + math.prod(shape)], shape).copy()
-        if short(i, shape)
-        else np.resize(np.roll(block, -i), shape)
-        for i, shape in enumerate(shapes)
-    ]
+    # a small array is a view of its block, of which a thousand would be kept
+    return [np.resize(np.roll(block, -i), shape).copy() for i, shape in enumerate(shapes)]
