@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
 import pytest
 import torch
 
@@ -104,3 +108,45 @@ def test_what_cannot_be_donated_is_refused_by_its_path(params, message):
     with pytest.raises(ValueError, match=message):
         step(params)
     assert torch.equal(tree.leaves(params["y"])[0], torch.ones(3))
+
+
+def large_buffers(run: Any, entries: int) -> list[str]:
+    """Return the allocations of as many entries as that in the code that is generated for a call."""
+    from torch._inductor.utils import run_and_get_code
+
+    _, (code,) = run_and_get_code(run)
+    sizes = re.findall(r"= empty_strided_cpu\(\(([\d, ]*)\)", code)
+    return [size for size in sizes if math.prod(int(n) for n in re.findall(r"\d+", size)) >= entries]
+
+
+def test_an_update_that_is_used_twice_is_computed_twice_and_not_kept():
+    # LAMB's is used for its norm and for the step
+    tx, params, grads = fo.lamb(), {"w": torch.rand(64, 64)}, {"w": torch.rand(64, 64)}
+    params, grads = fo.pack(params), fo.pack(grads)
+    state = tx.init(params)
+    step = fo.compile(update(tx), donate=(0, 1))
+    assert large_buffers(lambda: step(params, state, grads, {}), 64 * 64) == []
+
+
+def test_a_stateful_step_keeps_no_update():
+    # with bookkeeping for each parameter it is made of more tensors than torch would put into one kernel
+    tx = fo.chain(fo.clip_by_global_norm(1.0), fo.adamw(), fo.average_params(0.99))
+    params = [torch.rand(64, 64, requires_grad=True) for _ in range(2)]
+    optimizer = fo.StatefulOptimizer(params, tx, compile=True)
+    for param in params:
+        param.grad = torch.rand(64, 64)
+    assert large_buffers(optimizer.step, 64 * 64) == []
+
+
+def test_a_function_with_a_product_in_it_is_left_to_torch():
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        for _ in range(8):  # what is added to would be computed again at every layer
+            x = x + (x * w).sin().amax(-1, keepdim=True)
+        return x @ w
+
+    x, w = torch.rand(64, 64), torch.rand(64, 64)
+    before = torch._inductor.config.get_config_copy()
+    ours = large_buffers(lambda: fo.compile(fn)(x, w), 64 * 64)
+    assert torch._inductor.config.get_config_copy() == before
+    assert ours == large_buffers(lambda: torch.compile(fn, fullgraph=True)(x, w), 64 * 64)
+    assert len(ours) > 1
