@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ class CompiledStep:
             views = tree.unpack(self.params)
             self.param_views: Mapping[Key, Tensor] = {key: _with_own_storage(view) for key, view in views.items()}
             self.grad_views: Mapping[Key, Tensor] = tree.unpack(self.grads)
+            self.places = _places(self.param_views[key] for key in params)
+            self.grad_places = _places(self.grad_views[key] for key in params)
             self._adopt(params)
             me: weakref.ref[CompiledStep] = weakref.ref(self)
             self.hooks = [p.register_post_accumulate_grad_hook(_Collect(me, key)) for key, p in params.items()]
@@ -96,6 +98,8 @@ class CompiledStep:
 
     def _adopt(self, params: Mapping[Key, Tensor]) -> None:
         """Make sure that every parameter is a view of the buffer, and has the values that it has now."""
+        if _places(params.values()) == self.places:
+            return
         for key, param in params.items():
             view = self.param_views[key]
             if param.data_ptr() != view.data_ptr() or param.stride() != view.stride():
@@ -104,6 +108,8 @@ class CompiledStep:
 
     def _collect(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor]) -> None:
         """Bring gradients that lie elsewhere into the buffer, and zeros where there is none."""
+        if _places(grads.values()) == self.grad_places:
+            return
         for key, view in self.grad_views.items():
             grad = grads.get(key)
             if grad is None:
@@ -111,6 +117,12 @@ class CompiledStep:
             elif grad.data_ptr() != view.data_ptr() or grad.stride() != view.stride():
                 view.copy_(grad)
                 params[key].grad = view
+
+
+def _places(tensors: Iterable[Tensor]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Return where tensors lie, to compare at every step, quickly, with where they should."""
+    tensors = [*tensors]
+    return [t.data_ptr() for t in tensors], [t.stride() for t in tensors]
 
 
 def _with_own_storage(view: Tensor) -> Tensor:

@@ -222,8 +222,9 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
             for name in self.tx._defaults:
                 self._check_hyper(name, group[name])
         params = {key: param for key, param, _ in self._items()}
-        grads = {key: _dense(param.grad, key) for key, param in params.items() if param.grad is not None}
+        grads = {key: grad for key, param in params.items() if (grad := param.grad) is not None}
         if grads:
+            grads = _dense(grads)
             # not update: torch has made sure that gradients fit, and the hypers are checked above, once for each group
             with torch.no_grad():
                 self._step(params, grads, self._values(), extras)
@@ -395,10 +396,12 @@ def _check_unique(params: list[Any]) -> None:
             raise ValueError(f"StatefulOptimizer: parameter {i} of the group is parameter {ids.index(param)} again")
 
 
-def _dense(grad: Any, key: Any) -> Tensor:
-    if grad.layout is not torch.strided:
+def _dense(grads: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    sparse = [key for key, grad in grads.items() if grad.layout is not torch.strided]
+    if sparse:
         raise TypeError(
-            f"StatefulOptimizer: the gradient of parameter {key!r} is sparse, expected a dense one: "
+            f"StatefulOptimizer: the gradient of parameter {sparse[0]!r} is sparse, expected a dense one: "
             "use nn.Embedding(sparse=False)"
         )
-    return grad.detach() if grad.requires_grad else grad
+    attached = [key for key, grad in grads.items() if grad.requires_grad]
+    return {**grads, **{key: grads[key].detach() for key in attached}} if attached else grads
