@@ -45,8 +45,8 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     Python numbers in the arguments are handed over as 0-d tensors, so that no change of a value recompiles; what
     decides about the program (a bool, a string, a shape) belongs into ``fn`` or is a bool or string.
 
-    A function without products of matrices, as updates mostly are, keeps nothing between its parts in memory that can be
-    computed again. For one with a model in it torch decides, and for all if you give ``mode`` or ``options``.
+    A function without products of matrices, as most updates are, keeps nothing between its parts in memory that can be
+    computed again. Where there is a model in it torch decides, as it does if you give ``mode`` or ``options``.
 
     Args:
         fn: a pure function of positional arguments. With ``donate=(i, j)`` it returns a tuple whose first item has the
