@@ -110,6 +110,12 @@ def test_what_cannot_be_donated_is_refused_by_its_path(params, message):
     assert torch.equal(tree.leaves(params["y"])[0], torch.ones(3))
 
 
+def _inductor_config() -> dict[str, Any]:
+    from torch._inductor import config
+
+    return config.get_config_copy()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def large_buffers(run: Any, entries: int) -> list[str]:
     """Return the allocations of as many entries as that in the code that is generated for a call."""
     from torch._inductor.utils import run_and_get_code
@@ -145,8 +151,8 @@ def test_a_function_with_a_product_in_it_is_left_to_torch():
         return x @ w
 
     x, w = torch.rand(64, 64), torch.rand(64, 64)
-    before = torch._inductor.config.get_config_copy()
+    before = _inductor_config()
     ours = large_buffers(lambda: fo.compile(fn)(x, w), 64 * 64)
-    assert torch._inductor.config.get_config_copy() == before
+    assert _inductor_config() == before
     assert ours == large_buffers(lambda: torch.compile(fn, fullgraph=True)(x, w), 64 * 64)
     assert len(ours) > 1
