@@ -12,7 +12,7 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.closure import ClosureLoss, takes_extra
-from functopt.compile import RECOMPUTE
+from functopt.compile import ONE_KERNEL, RECOMPUTE
 from functopt.compile import compile as compile_step
 from functopt.eager import EagerStep, shows_gaps
 from functopt.inplace import InPlace, Key, Values
@@ -38,7 +38,8 @@ class CompiledStep:
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
         self.owner = owner
         self.tx, state, _ = owner.at_step(Values({}, {}))
-        self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **_options(options))
+        options = _options(options, RECOMPUTE if owner.packed else ONE_KERNEL)
+        self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **options)
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
         self.with_gaps = EagerStep(owner, params) if owner.packed and shows_gaps(self.tx, state) else None
@@ -145,10 +146,10 @@ def _update(tx: Transform, owner: InPlace) -> Callable[..., tuple[Tree, Tree]]:
     return update
 
 
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+def _options(given: Mapping[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     """Return options for an update that goes over memory once, unless they say something else about inductor."""
     inductor = given.get("backend", "inductor") == "inductor" and not {"mode", "options"} & given.keys()
-    return {**({"options": RECOMPUTE} if inductor else {}), **given}
+    return {**({"options": usual} if inductor else {}), **given}
 
 
 class _Collect:
