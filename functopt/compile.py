@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import threading
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,23 +15,22 @@ from torch import Tensor
 from functopt import tree
 from functopt.allocator import keep_freed_memory
 from functopt.numerics import accumulator_dtype
+from functopt.probing import probe_vector_instructions
 
 __all__ = ["compile"]
 
 _serial = itertools.count()
 
-ONE_KERNEL = {"realize_acc_reads_threshold": 1000}
-"""Inductor options for an update: it may be made of many tensors without being kept in between.
+RECOMPUTE = {
+    "realize_opcount_threshold": 1000,
+    "realize_reads_threshold": 100,
+    "realize_acc_reads_threshold": 1000,
+}
+"""Inductor options for an update of packed trees: it is computed again where it is used again, not kept in memory.
 
-Clipping, AdamW and an average together, with bookkeeping for each parameter, are more than torch would put into one
-kernel: in a :class:`StatefulOptimizer` a third of the time on ResNet-18.
-"""
-
-RECOMPUTE = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 100, **ONE_KERNEL}
-"""The same for packed trees, where an update that is used twice is computed twice instead of being kept in memory.
-
-LAMB, which uses it for its norm and for the step, takes half the time. Leaf by leaf it may also be summed by rows and
-columns: Adafactor would take twice the time.
+LAMB, which uses its update for a norm and for the step, takes half the time. The last option lets a kernel read more
+than 12 tensors, which clipping, AdamW and an average with bookkeeping for each parameter do. Leaf by leaf an update
+may also be summed by rows and columns: Adafactor would take twice the time.
 """
 
 
@@ -98,7 +95,7 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
         if compiled is None:
             compiled = torch.compile(own, options=_recompute_updates() if _has_packed(args) else None, **options)
         if on_inductor:
-            _try_compiler_early()
+            probe_vector_instructions()
             keep_freed_memory()
         donated = _donated(args, donate)
         fit, rest = compiled(*_numbers_to_tensors(args))
@@ -134,24 +131,6 @@ _PRODUCTS = {
     getattr(torch.ops.aten, name).default
     for name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 }
-
-
-@functools.cache
-def _try_compiler_early() -> None:
-    """Let torch try out the C++ compiler in the background, while it traces the function.
-
-    Before its first kernel for the CPU torch builds a small program for each kind of vector instructions, to learn
-    which work: 3 s each of a cold start (once for a cache folder), and one after the other. Here they are built at the
-    same time. Without these functions, or their place, in another version of torch, torch does it when it comes to it.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        # what the threads need is imported here: importing in two threads at once can fail
-        from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
-
-        has = cpu_vec_isa.x86_isa_checker()
-        kinds = [kind for kind in cpu_vec_isa.supported_vec_isa_list if {*str(kind).split()} <= {*has}]
-        for task in (cpu_vec_isa.valid_vec_isa_list, *(kind.__bool__ for kind in kinds[1:])):
-            threading.Thread(target=task, daemon=True).start()
 
 
 def _donated(args: Sequence[Any], positions: Sequence[int]) -> list[Any]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.closure import ClosureLoss, takes_extra
-from functopt.compile import ONE_KERNEL, RECOMPUTE
 from functopt.compile import compile as compile_step
 from functopt.eager import EagerStep, shows_gaps
 from functopt.inplace import InPlace, Key, Values
@@ -38,7 +37,6 @@ class CompiledStep:
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
         self.owner = owner
         self.tx, state, _ = owner.at_step(Values({}, {}))
-        options = _options(options, RECOMPUTE if owner.packed else ONE_KERNEL)
         self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **options)
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
@@ -144,12 +142,6 @@ def _update(tx: Transform, owner: InPlace) -> Callable[..., tuple[Tree, Tree]]:
         return (new, new_state) if given == () else (choose(given, new, params), choose(given, new_state, state))
 
     return update
-
-
-def _options(given: Mapping[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """Return options for an update that goes over memory once, unless they say something else about inductor."""
-    inductor = given.get("backend", "inductor") == "inductor" and not {"mode", "options"} & given.keys()
-    return {**({"options": usual} if inductor else {}), **given}
 
 
 class _Collect:
