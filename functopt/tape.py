@@ -6,7 +6,6 @@ which stay in the cache; new values are written where the old ones are, as soon 
 
 from __future__ import annotations
 
-import collections
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from functopt.folding import FOLDED, Noted, fold
 
 __all__ = ["SUM", "Buffers", "Noted", "Tape", "deterministic"]
 
@@ -26,15 +27,6 @@ class _Op(NamedTuple):
     kwargs: dict[str, Any]
     to: int
     in_place: bool  # whether ``call`` is told where the result goes
-
-
-class Noted(NamedTuple):
-    """An operation that ran: the numbers of its arguments and of its result."""
-
-    func: Any
-    args: tuple[int, ...]
-    kwargs: dict[str, Any]
-    result: int
 
 
 class Buffers:
@@ -85,6 +77,7 @@ class Tape:
         results = {op.result for op in noted}
         self.memory: list[Any] = [None if i < inputs or i in results else x for i, x in enumerate(values)]
         self.lengths, self.room = lengths, Buffers()
+        self._started: tuple[Any, list[Any]] = None, []  # for which 0-d inputs, and what was computed
         self._entries = next(i for i, value in enumerate(values) if value.ndim)
         level = _levels(noted, values)
         ops = [op for op in noted if _on_slices(op, values)]
@@ -125,11 +118,17 @@ class Tape:
             inputs: as for :meth:`play`; only the 0-d tensors among them are read.
             length: the number of entries of the tensor.
         """
-        memory = [*inputs, *self.memory[len(inputs) :]]
-        for i in self.lengths:
-            memory[i] = length
-        self._passes[0].begin(memory)
-        return memory
+        scalars = [x for x in inputs if not x.ndim]
+        # mostly all parameters have the same bookkeeping; elsewhere than on the CPU one would have to wait for numbers
+        known = all(type(x) is Tensor and x.device.type == "cpu" for x in scalars)
+        at = (length if self.lengths else 0, *[x.item() for x in scalars]) if known else None
+        if at is None or at != self._started[0]:
+            memory = [*inputs, *self.memory[len(inputs) :]]
+            for i in self.lengths:
+                memory[i] = length
+            self._passes[0].begin(memory)
+            self._started = at, memory[len(inputs) :]
+        return [*inputs, *self._started[1]]
 
     def play(self, memory: list[Any], inputs: Sequence[Tensor], number: int = 0) -> None:
         """Do to a slice what was recorded; in the last pass its new values take the place of the old ones.
@@ -167,33 +166,10 @@ class _Pass:
         for i in self.sums:
             memory[i] = 0.0
 
-    def _fold(self, ops: list[Noted], values: list[Any], outputs: Sequence[int]) -> list[Noted]:
-        """Make one pass of a product with a number that is then added to something: ``add(y, x, alpha=number)``."""
-        uses = collections.Counter([i for op in ops for i in op.args] + [*outputs])
-        changed = {op.result for op in ops if op.result in op.args}
-        products = {op.result: _factors(op, values) for op in ops if uses[op.result] == 1}
-        kept: list[Noted] = []
-        for op in ops:
-            sign = _SUMS.get(op.func, 0) if not op.kwargs and op.result not in changed else 0
-            for y, product in (op.args, op.args[::-1])[: 2 if sign > 0 else 1] if sign else ():
-                x, factor = products.get(product) or (-1, -1)
-                same = x >= 0 and values[x].dtype == values[op.result].dtype and values[x].dtype in _EXACT
-                plain = isinstance(values[y], Tensor) and values[y].dtype == values[x].dtype
-                if same and plain and x not in changed:
-                    kept = [other for other in kept if other.result != product]
-                    op = op._replace(func=_ADD, args=(y, x, self._number(factor, sign, values)))
-                    break
-            kept.append(op)
-        return kept
-
-    def _number(self, factor: int, sign: int, values: list[Any]) -> int:
-        """Return the place of a factor as a number of Python's, as which it is needed."""
+    def _number(self, compute: Callable[..., float], places: Sequence[int]) -> int:
+        """Return the place of a number of Python's that is computed before, as which a factor is needed."""
         place = self._new_place()
-        if isinstance(values[factor], Tensor):
-            take = lambda scalar: sign * scalar.item()
-            self.scalar_ops.append(_Op(take, _getter([factor]), {}, place, False))
-        else:
-            self.template[place] = sign * values[factor]
+        self.scalar_ops.append(_Op(compute, _getter([*places]), {}, place, False))
         return place
 
     def _new_place(self) -> int:
@@ -201,30 +177,41 @@ class _Pass:
         return len(self.template) - 1
 
     def place(self, ops: list[Noted], values: list[Any], inputs: int, outputs: dict[int, int]) -> None:
-        """Decide where each result goes: over the input it replaces, or into a buffer that is free by then."""
-        ops = self._fold(ops, values, [*outputs.values(), *self.sums])
+        """Decide where each result goes: over the input it replaces, or into memory that is free by then.
+
+        That may be the place of an input which is not read any more and is replaced later.
+        """
+        ops = fold(ops, values, [*outputs.values(), *self.sums], self._number)
         last = {i: k for k, op in enumerate(ops) for i in (*op.args, op.result)}
         last.update(dict.fromkeys(outputs.values(), len(ops)))
         replaces = {new: i for i, new in outputs.items()}
+        made = {op.result: k for k, op in reversed([*enumerate(ops)])}  # first, before any change of it
+        replaced = {i: made[new] for i, new in outputs.items() if new in made and _pointwise(ops[made[new]])}
         place = {i: i for i in range(len(self.template))}
         self.buffers: dict[int, torch.dtype] = {}
         self.ops: list[_Op] = []
         free: list[int] = []
+
+        def spent(k: int, op: Noted) -> int:
+            """Return the place of an input read here for the last time, if it is replaced after the result's last use."""
+            places = (place[i] for i in op.args if _pointwise(op) and last[i] == k and place[i] in replaced)
+            fits = (i for i in places if last[op.result] <= replaced[i] and values[i].dtype == values[op.result].dtype)
+            return next((i for i in fits if last[i] <= k), -1)
+
         for k, op in enumerate(ops):
-            pointwise = torch.Tag.pointwise in op.func.tags
             gone = [i for i in {*op.args} if last[i] == k and place[i] in self.buffers and i != op.result]
-            if pointwise:
+            if _pointwise(op):
                 free += [place[i] for i in gone]
-            folded = op.func is _ADD and len(op.args) == 3
-            out = None if _is_sum(op, values) else _add_scaled if folded else _out_variant(op.func)
+            call = FOLDED.get((op.func, len(op.args)))
+            out = None if _is_sum(op, values) else call or _out_variant(op.func)
             dtype = values[op.result].dtype
             over = replaces.get(op.result, -1)
             if op.result in op.args or out is None:  # in place already, or never
                 self.ops.append(_plain(op, place))
             else:
-                if over >= 0 and last.get(over, -1) <= (k if pointwise else k - 1) and values[over].dtype == dtype:
+                if over >= 0 and last.get(over, -1) <= (k if _pointwise(op) else k - 1) and values[over].dtype == dtype:
                     to = over
-                else:
+                elif (to := spent(k, op)) < 0:
                     to = next((b for b in free if self.buffers[b] == dtype), -1)
                     if to < 0:
                         to = self._new_place()
@@ -233,8 +220,8 @@ class _Pass:
                         free.remove(to)
                 reads = _getter([place[i] for i in op.args])
                 place[op.result] = to
-                self.ops.append(_Op(out, reads, op.kwargs, to, True))
-            if not pointwise:
+                self.ops.append(_Op(out, reads, {} if call else op.kwargs, to, True))
+            if not _pointwise(op):
                 free += [place[i] for i in gone]
         # what could not be written at once; an input that moves is read before anything is written
         self.copies = [(i, place[new], new < inputs) for i, new in outputs.items() if place[new] != i]
@@ -254,6 +241,10 @@ class _Pass:
         moved = [memory[source].clone() if moves else memory[source] for _, source, moves in self.copies]
         for (to, _, _), value in zip(self.copies, moved, strict=True):
             memory[to].copy_(value)
+
+
+def _pointwise(op: Noted) -> bool:
+    return torch.Tag.pointwise in op.func.tags
 
 
 def _is_sum(op: Noted, values: list[Any]) -> bool:
@@ -292,33 +283,6 @@ def deterministic(func: Any) -> bool:
 
 
 SUM = torch.ops.aten.sum.default
-_ADD = torch.ops.aten.add.Tensor
-_SUMS = {_ADD: 1, torch.ops.aten.sub.Tensor: -1}
-_PRODUCTS = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar}
-_EXACT = {torch.float32, torch.float64}  # a product that is not rounded to bfloat16 would be another one
-
-
-def _factors(op: Noted, values: list[Any]) -> tuple[int, int] | None:
-    """Return the slice and the number of which an operation is the product, if it is that and the number is at hand."""
-    if op.func not in _PRODUCTS or op.kwargs or op.result in op.args:
-        return None
-    for x, factor in (op.args, op.args[::-1]):
-        value = values[factor]
-        if isinstance(value, Tensor):  # neither fake nor on a GPU, whose numbers one has to wait for
-            scalar = type(value) is Tensor and value.ndim == 0 and value.device.type == "cpu"
-        else:
-            scalar = _is_real(value)
-        if scalar and isinstance(values[x], Tensor) and values[x].ndim:
-            return x, factor
-    return None
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (float, int)) and not isinstance(value, bool)
-
-
-def _add_scaled(y: Tensor, x: Tensor, factor: float, *, out: Tensor) -> Tensor:
-    return torch.add(y, x, alpha=factor, out=out)
 
 
 def _without_repetitions(ops: list[Noted], values: list[Any]) -> tuple[list[Noted], dict[int, int]]:

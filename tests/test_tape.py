@@ -14,9 +14,10 @@ from torch import Tensor
 
 import functopt as fo
 from functopt import eager
+from functopt.folding import FOLDED
 from functopt.recording import record, record_with_sums
 from functopt.sweep.memory import _Counting
-from functopt.tape import Tape, _add_scaled
+from functopt.tape import Tape
 from functopt.tree import arithmetic
 
 Step = Callable[..., Any]
@@ -53,7 +54,7 @@ def taped(
 
 
 def folded(tape: Tape) -> int:
-    return sum(op.call is _add_scaled for op in tape.ops)
+    return sum(op.call in FOLDED.values() for op in tape.ops)
 
 
 def test_intermediate_results_take_turns_and_new_values_go_where_the_old_ones_are():
@@ -116,9 +117,11 @@ def test_a_product_with_a_number_is_added_in_the_same_pass():
     "f",
     [
         lambda p, g, m: (p - 0.5 * g, g, 0.5 * g),  # the product is a result itself
-        lambda p, g, m: (0.5 * g + 0.5 * g * m + m, g, m),  # or used again
+        lambda p, g, m: (torch.maximum(0.5 * g, p + 0.5 * g), g, m),  # or used again
         lambda p, g, m: (0.5 * g - p, g, m),
-        lambda p, g, m: (p + m * g, g, m),
+        lambda p, g, m: (m * g - p, g, m),
+        lambda p, g, m: (p + m * g, g, m * g),
+        lambda p, g, m: (p + torch.div(m, g, rounding_mode="floor"), g, m),
         lambda p, g, m: (p + (g * 2).mul_(3), g, m),  # what is written to in place
     ],
 )
@@ -128,10 +131,46 @@ def test_other_products_stay(f):
     assert folded(tape) == 0
 
 
-def test_products_in_low_precision_stay():
-    tape = taped(lambda p, g, m: (p - 0.5 * g, g, m), dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    "f", [lambda p, g, m: (p - 0.5 * g, g, m), lambda p, g, m: (p + m * g, g, m), lambda p, g, m: (p + m / g, g, m)]
+)
+def test_products_in_low_precision_stay(f):
+    tape = taped(f, dtype=torch.bfloat16)
     assert tape is not None
     assert folded(tape) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("f", "ops"),
+    [
+        (lambda p, g, m: (p + m * g, g, m), 1),
+        (lambda p, g, m: (m / g + p, g, m), 1),
+        (lambda p, g, m: (p - m / g, g, m), 1),
+        (lambda p, g, m: (p - 0.25 * (m * g), g, m), 1),
+        (lambda p, g, m: (p.add(m / g, alpha=-0.25), g, m), 1),
+        (lambda p, g, m: (p + -0.25 * (m / g + 0.5 * p), g, m), 2),  # a step with decoupled weight decay
+        (lambda p, g, m: (p - 0.25 * (m / g).add(p, alpha=0.5), g, m), 2),
+        (lambda p, g, m: (p - 0.25 * (m / g + 0.5 * g), g, m), 3),  # decay of something else is a sum of its own
+        (lambda p, g, m: (p * g + m * g, g, m), 2),
+        (lambda p, g, m: (p + g * g, g, m), 1),
+    ],
+)
+def test_a_product_of_slices_is_added_in_the_same_pass(f, ops: int, dtype: torch.dtype):
+    tape = taped(f, dtype=dtype)
+    assert tape is not None
+    assert len(tape.ops) == ops
+    assert folded(tape)
+
+
+def test_an_input_that_is_replaced_later_is_room_for_what_comes_before():
+    tape = taped(lambda p, g, m: ((p * 0.5).sqrt() * g, g, (m * m).sqrt()))
+    assert tape is not None
+    assert not tape.buffers
+    assert not tape.copies
+    tape = taped(lambda p, g, m: ((x := p * 0.5) * g, g, x * m))  # it is needed beyond
+    assert tape is not None
+    assert len(tape.buffers) == 1
 
 
 def test_numbers_of_the_whole_parameter_are_computed_apart():
@@ -182,7 +221,7 @@ def test_what_cannot_be_played_back(what: str):
     assert taped(IMPOSSIBLE[what]) is None
 
 
-PROGRAM = ["add", "mul", "lerp", "sqrt", "where", "neg_", "plus", "minus"]
+PROGRAM = ["add", "mul", "lerp", "sqrt", "where", "neg_", "plus", "minus", "ratio", "decay"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -211,6 +250,8 @@ def test_any_program(data):
                     "where": lambda a=a, b=b: torch.where(a > b, a, b),
                     "plus": lambda a=a, b=b: a + 0.25 * b,
                     "minus": lambda a=a, b=b: b * 0.25 - a * 0.5,
+                    "ratio": lambda a=a, b=b: a + b / (a * a + 1.0),
+                    "decay": lambda a=a, b=b: a - 0.25 * (b / (b * b + 1.0) + 0.5 * a),
                 }[name]()
             )
         largest.extend(known)
