@@ -108,11 +108,14 @@ class _Folding:
         """Turn ``y + c (a b)`` and ``y + c (a / b)`` into one operation."""
         terms = self._scaled(op)
         plain = op.func is _ADD and len(op.args) == 2 and not op.kwargs
-        for y, product in (terms[:2], terms[1::-1])[: 2 if plain else 1] if terms else ():
+        if terms is None:
+            return op
+        first, second, factor = terms
+        for y, product in ((first, second), (second, first))[: 2 if plain else 1]:
             added = self._added(product)
             if added is not None and y != product:
                 self._drop(product)
-                return self._replace(op, added, y, *self.once[product].args, self._place(terms[2]))
+                return self._replace(op, added, y, *self.once[product].args, self._place(factor))
         return op
 
     def _scaled(self, op: Noted) -> tuple[int, int, int | float] | None:

@@ -22,7 +22,7 @@ __all__ = ["SUM", "Buffers", "Noted", "Tape", "deterministic"]
 class _Op(NamedTuple):
     """One operation: what it calls, which places of the memory it reads, and where its result goes."""
 
-    call: Callable[..., Tensor]
+    call: Callable[..., Any]
     reads: Callable[[list[Any]], tuple[Any, ...]]
     kwargs: dict[str, Any]
     to: int
@@ -193,7 +193,7 @@ class _Pass:
         free: list[int] = []
 
         def spent(k: int, op: Noted) -> int:
-            """Return the place of an input read here for the last time, if it is replaced after the result's last use."""
+            """Return the place of an input that is read last here, if it is replaced after the last use of the result."""
             places = (place[i] for i in op.args if _pointwise(op) and last[i] == k and place[i] in replaced)
             fits = (i for i in places if last[op.result] <= replaced[i] and values[i].dtype == values[op.result].dtype)
             return next((i for i in fits if last[i] <= k), -1)
