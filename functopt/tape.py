@@ -193,7 +193,7 @@ class _Pass:
         free: list[int] = []
 
         def spent(k: int, op: Noted) -> int:
-            """Return the place of an input that is read last here, if it is replaced after the last use of the result."""
+            """Return the place of an input that is read last here, if the result is not needed once it is replaced."""
             places = (place[i] for i in op.args if _pointwise(op) and last[i] == k and place[i] in replaced)
             fits = (i for i in places if last[op.result] <= replaced[i] and values[i].dtype == values[op.result].dtype)
             return next((i for i in fits if last[i] <= k), -1)
