@@ -136,8 +136,8 @@ def test_contenders_take_the_same_steps(name, optimizer):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("optimizer", ["lion", "lamb"])
-def test_lion_and_lamb_are_those_of_optax(optimizer):
+@pytest.mark.parametrize("optimizer", ["lion", "lamb", "adafactor_optax"])
+def test_what_optax_has_is_that_of_optax(optimizer):
     start, expected = _after("optax", optimizer, steps=0), _after("optax", optimizer)
     for theirs, mine, before in zip(_after("functopt stateful eager", optimizer), expected, start, strict=True):
         np.testing.assert_allclose(theirs - before, mine - before, rtol=0, atol=1e-4 * np.abs(mine - before).max())

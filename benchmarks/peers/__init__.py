@@ -28,6 +28,7 @@ OPTIMIZERS = {
     "lion": "Lion",
     "lamb": "LAMB",
     "adafactor": "Adafactor",
+    "adafactor_optax": "Adafactor as optax's",  # which factors other axes, and not the small ones
     "chain": "clip + AdamW + EMA",
 }
 

@@ -20,6 +20,7 @@ from benchmarks.peers import (
     Arrays,
     Contender,
 )
+from benchmarks.worker import NotOfferedError
 
 
 def build(form: str, optimizer: str, params: Arrays, grads: Arrays) -> Contender:
@@ -48,11 +49,14 @@ def build(form: str, optimizer: str, params: Arrays, grads: Arrays) -> Contender
 
 def _make(optax: Any, optimizer: str) -> Any:
     adam = {"b1": BETAS[0], "b2": BETAS[1], "eps": EPS, "weight_decay": WEIGHT_DECAY}
-    return {
+    makers = {
         "adamw": lambda: optax.adamw(LR, **adam),
         "sgd": lambda: optax.chain(optax.add_decayed_weights(L2), optax.sgd(LR, MOMENTUM)),
         "lion": lambda: optax.lion(LR, *LION_BETAS, weight_decay=WEIGHT_DECAY),
         "lamb": lambda: optax.lamb(LR, **adam),
-        "adafactor": lambda: optax.adafactor(LR),
+        "adafactor_optax": lambda: optax.adafactor(LR),
         "chain": lambda: optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adamw(LR, **adam)),
-    }[optimizer]()
+    }
+    if optimizer not in makers:
+        raise NotOfferedError(f"optax has no {optimizer} in this form")
+    return makers[optimizer]()

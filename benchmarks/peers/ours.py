@@ -26,6 +26,7 @@ TRANSFORMS: dict[str, Callable[[], fo.Transform]] = {
     "lion": lambda: fo.lion(LR, *LION_BETAS, weight_decay=WEIGHT_DECAY),
     "lamb": lambda: fo.lamb(LR, *BETAS, EPS, WEIGHT_DECAY),
     "adafactor": lambda: fo.adafactor(LR),
+    "adafactor_optax": lambda: fo.adafactor(LR, form="optax"),
     "chain": lambda: fo.chain(fo.clip_by_global_norm(MAX_NORM), TRANSFORMS["adamw"](), fo.average_params(EMA_DECAY)),
 }
 
@@ -37,7 +38,7 @@ def build(form: str, optimizer: str, params: Arrays, grads: Arrays) -> Contender
         own = parameters(params, grads)
         stateful = fo.StatefulOptimizer(own, tx, **({"compile": True} if form.endswith("compiled") else {}))
         return Contender(stateful.step, lambda: values(own))
-    if optimizer == "adafactor":  # its factors are of matrices: leaves of one shape go together
+    if optimizer.startswith("adafactor"):  # its factors are of matrices: leaves of one shape go together
         stacks, unstack = fo.tree.by_shape(tensors(params))
         return _compiled(fo.stacked(tx), stacks, fo.tree.by_shape(tensors(grads))[0], unstack)
     return _compiled(tx, fo.pack(tensors(params)), fo.pack(tensors(grads)), fo.unpack)
