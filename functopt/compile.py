@@ -179,15 +179,27 @@ def _fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> bool:
     """Tell whether the outputs can go into the memory of the donated arguments."""
     if positions and not (isinstance(outputs, (tuple, list)) and len(outputs) >= len(positions)):
         return False
-    for new, position in zip(outputs, positions, strict=False):
-        leaves, spec = optree.tree_flatten(new)
-        wanted, expected = optree.tree_flatten(args[position])
-        if spec != expected or not all(isinstance(leaf, Tensor) for leaf in leaves):
-            return False
-        for leaf, old in zip(leaves, wanted, strict=True):
-            if leaf.shape != old.shape or leaf.dtype != old.dtype or leaf.device != old.device:
-                return False
-    return True
+    return all(_is_like(new, args[position]) for new, position in zip(outputs, positions, strict=False))
+
+
+def _is_like(new: Any, old: Any) -> bool:
+    """Tell whether two trees have the same structure, shapes, dtypes and devices.
+
+    Not by optree, which inside ``torch.compile`` takes as long to trace as the rest of a step.
+    """
+    if isinstance(old, Tensor):
+        tensor = isinstance(new, Tensor)
+        return tensor and new.shape == old.shape and new.dtype == old.dtype and new.device == old.device
+    if type(new) is not type(old):
+        return False
+    if not isinstance(old, (dict, tuple, list)) and optree.tree_structure(new) != optree.tree_structure(old):
+        return False
+    parts, wanted = tree.children(new), tree.children(old)
+    if type(old) is dict:
+        parts = [(key, new[key]) for key in old if key in new] if len(new) == len(old) else []
+    if [key for key, _ in parts] != [key for key, _ in wanted]:
+        return False
+    return all(_is_like(a, b) for (_, a), (_, b) in zip(parts, wanted, strict=True))
 
 
 def _why_no_fit(outputs: Any, args: Sequence[Any], positions: Sequence[int]) -> str:

@@ -55,10 +55,8 @@ def _map(f: Callable[..., Any], node: Tree, others: Sequence[Tree], path: tuple[
         return f(node, *others)
     keys, children = level
     columns = [_below(other, node, keys, path, position) for position, other in enumerate(others, 2)]
-    new = [
-        _map(f, child, [column[i] for column in columns], (*path, key))
-        for i, (key, child) in enumerate(zip(keys, children, strict=True))
-    ]
+    rows = zip(keys, children, *columns, strict=True)
+    new = [_map(f, child, values, (*path, key)) for key, child, *values in rows]
     return rebuild(node, keys, new)
 
 
