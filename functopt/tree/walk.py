@@ -47,14 +47,14 @@ def map(f: Callable[..., Any], first: Tree, *rest: Tree) -> Tree:
 def _map(f: Callable[..., Any], node: Tree, others: Sequence[Tree], path: tuple[Any, ...]) -> Tree:
     level = _one_level(node)
     if level is None:
-        for position, other in enumerate(others, 2):
-            if _one_level(other) is not None:
-                below = next(iter(optree.tree_paths(other)), None)
+        for i in range(len(others)):  # enumerate is a generator to torch.compile, and takes long to trace
+            if not isinstance(others[i], Tensor) and _one_level(others[i]) is not None:
+                below = next(iter(optree.tree_paths(others[i])), None)
                 what = "has no counterpart" if below is None else "is not expected there"
-                raise _MismatchError(position, (*path, *(below or ())), what)
+                raise _MismatchError(i + 2, (*path, *(below or ())), what)
         return f(node, *others)
     keys, children = level
-    columns = [_below(other, node, keys, path, position) for position, other in enumerate(others, 2)]
+    columns = [_below(others[i], node, keys, path, i + 2) for i in range(len(others))]
     rows = zip(keys, children, *columns, strict=True)
     new = [_map(f, child, values, (*path, key)) for key, child, *values in rows]
     return rebuild(node, keys, new)
