@@ -89,16 +89,11 @@ def _targets(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the table: what torch's start-up takes of the cold time is in the second column."""
-    start = next(row for row in result["rows"] if row["name"] == TRIVIAL)
-    lines = [["", "tensors", "cold, s", "of it x + 1, s", "warm, s"]]
+    """Return the table; its first row is what torch takes for the least function, without a short probe."""
+    lines = [["", "tensors", "cold, s", "warm, s"]]
     for row in result["rows"]:
-        if "skipped" in row:
-            cells = [f"skipped: {row['skipped']}", "", ""]
-        else:
-            of_torch = "cold" in start and not row["name"].startswith("optax")
-            shared = f"{start['cold']['median']:.1f}" if of_torch else "-"
-            cells = [report.spread(row["cold"]), shared, report.spread(row["warm"])]
+        skipped = f"skipped: {row['skipped']}" if "skipped" in row else ""
+        cells = [skipped, ""] if skipped else [report.spread(row["cold"]), report.spread(row["warm"])]
         lines.append([row["name"], str(row["tensors"]), *cells])
     return report.grid(lines)
 
@@ -109,7 +104,9 @@ def chart(result: dict[str, Any], path: Any) -> None:
         for ax, kind in zip(axes[0], ("cold", "warm"), strict=True):
             for name in CASES:
                 rows = [row for row in result["rows"] if row["name"] == name and kind in row]
-                ax.plot([row["tensors"] for row in rows], [row[kind]["median"] for row in rows], "o-", ms=3, label=name)
+                if rows:
+                    medians = [row[kind]["median"] for row in rows]
+                    ax.plot([row["tensors"] for row in rows], medians, "o-", ms=3, label=name)
             start = next(row for row in result["rows"] if row["name"] == TRIVIAL)
             if kind in start:
                 ax.axhline(start[kind]["median"], color="grey", ls=":", label=TRIVIAL)
