@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from functopt.tape import SUM, Noted, Tape
+from functopt.folding import Noted
+from functopt.tape import SUM, Tape
 
 __all__ = ["record", "record_with_sums"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from functopt.folding import FOLDED, Noted, fold
 
-__all__ = ["SUM", "Buffers", "Noted", "Tape", "deterministic"]
+__all__ = ["SUM", "Buffers", "Tape", "deterministic"]
 
 
 class _Op(NamedTuple):
@@ -87,6 +87,7 @@ class Tape:
         self.passes = 1 + max(level.values(), default=0)
         scalar_ops = [op._replace(args=tuple(same.get(i, i) for i in op.args)) for op in noted]
         scalar_ops = [op for op in scalar_ops if values[op.result].ndim == 0 and not _on_slices(op, values)]
+        self._repeatable = all(deterministic(op.func) for op in scalar_ops)
         self._passes: list[_Pass] = []
         for number in range(self.passes):
             last = number == self.passes - 1
@@ -120,7 +121,7 @@ class Tape:
         """
         scalars = [x for x in inputs if not x.ndim]
         # mostly all parameters have the same bookkeeping; elsewhere than on the CPU one would have to wait for numbers
-        known = all(type(x) is Tensor and x.device.type == "cpu" for x in scalars)
+        known = self._repeatable and all(type(x) is Tensor and x.device.type == "cpu" for x in scalars)
         at = (length if self.lengths else 0, *[x.item() for x in scalars]) if known else None
         if at is None or at != self._started[0]:
             memory = [*inputs, *self.memory[len(inputs) :]]

@@ -184,6 +184,21 @@ def test_numbers_of_the_whole_parameter_are_computed_apart():
     assert [i for i, _ in tape.scalars] == [2]
 
 
+def test_what_tensors_have_in_common_is_computed_again_only_if_it_may_be_another():
+    inputs = [*draw(0, 8, [torch.float32] * 2), torch.tensor(0.5)]
+    _, tape = record(lambda: (None, (inputs[0] * inputs[2].exp(), *inputs[1:])), inputs)
+    _, drawn = record(lambda: (None, (inputs[0] * torch.rand_like(inputs[2]), *inputs[1:])), inputs)
+    assert tape is not None
+    assert drawn is not None
+
+    def common(tape: Tape, scalar: float) -> list[Any]:
+        return tape.start([*inputs[:2], torch.tensor(scalar)])[3:]
+
+    assert all(x is y for x, y in zip(common(tape, 0.5), common(tape, 0.5), strict=True))
+    assert common(tape, 0.25) != common(tape, 0.5)
+    assert common(drawn, 0.5) != common(drawn, 0.5)
+
+
 def test_writing_in_place_into_what_the_function_made():
     assert taped(lambda p, g, m: (p - (g * 2).add_(m).mul_(3), g, m)) is not None
 
