@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,7 +196,7 @@ def _is_like(new: Any, old: Any) -> bool:
     if not isinstance(old, (dict, tuple, list)) and optree.tree_structure(new) != optree.tree_structure(old):
         return False
     parts, wanted = tree.children(new), tree.children(old)
-    if type(old) is dict:
+    if isinstance(old, dict) and not isinstance(old, OrderedDict):  # whose keys have no order to optree
         parts = [(key, new[key]) for key in old if key in new] if len(new) == len(old) else []
     if [key for key, _ in parts] != [key for key, _ in wanted]:
         return False

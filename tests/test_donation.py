@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import OrderedDict, defaultdict
 from typing import Any
 
 import pytest
@@ -160,3 +161,17 @@ def test_a_function_with_a_product_in_it_is_left_to_torch(product: bool):
     usual = large_buffers(lambda: torch.compile(fn, fullgraph=True)(packed), 64 * 64)
     assert len(usual) == 1
     assert ours == (usual if product else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits"), [(dict, True), (functools.partial(defaultdict, list), True), (OrderedDict, False)]
+)
+def test_keys_in_another_order_fit_where_order_means_nothing(kind: Any, fits: bool):
+    step = fo.compile(lambda x: (kind([("b", x["b"] + 1), ("a", x["a"] + 2)]),), donate=(0,), backend="eager")
+    given = kind([("a", torch.zeros(2)), ("b", torch.zeros(2))])
+    if fits:
+        step(given)
+        assert [float(given[key][0]) for key in "ab"] == [2.0, 1.0]
+    else:
+        with pytest.raises(ValueError, match="output 0"):
+            step(given)
