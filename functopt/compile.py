@@ -15,6 +15,7 @@ from torch import Tensor
 
 from functopt import tree
 from functopt.allocator import keep_freed_memory
+from functopt.direct import Direct
 from functopt.numerics import accumulator_dtype
 from functopt.probing import probe_vector_instructions
 
@@ -85,7 +86,8 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     # makes them symbols, which vmap cannot lower (torch 2.14: "x must be Tensor or scalar, got SymFloat").
     code = run.__code__.replace(co_name=f"{getattr(fn, '__name__', 'fn')}_{next(_serial)}")
     own = types.FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
-    on_inductor = options.get("backend", "inductor") == "inductor"
+    backend = options.get("backend", "inductor")
+    on_inductor = backend == "inductor" or isinstance(backend, Direct)
     options = {"fullgraph": True, **options}
     by_arguments = on_inductor and not {"mode", "options"} & options.keys()
     compiled = None if by_arguments else torch.compile(own, **options)

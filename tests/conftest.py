@@ -13,6 +13,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from registry import make_grads, make_params  # noqa: E402
 
+from functopt import direct  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -20,6 +22,8 @@ torch.set_num_threads(1)
 def _graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile to graphs of torch's own kernels, in a fraction of the time: where it is not the code that is tested."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(direct, "inductor", lambda graph, inputs, options: aot_eager(graph, inputs))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from functopt import tree
 from functopt.base import Transform
 from functopt.compile import compile as compile_block
+from functopt.direct import Direct
 from functopt.nn import batched
 from functopt.sweep.batches import pick
 from functopt.tree import Tree
@@ -60,8 +62,9 @@ class Members:
         self.trained = Trained(params, tree.owned(torch.func.vmap(block.tx.init)(params), params))
         self.stop = torch.full((len(like),), NEVER, device=like.device)
         self.done = 0
-        self._seen: set[Any] = set()
-        self._hypers, self._block, self._function = hypers, block, _function(block)
+        self._programs: dict[Any, Callable[..., Any] | None] = {}  # of blocks that are known
+        self._hypers, self._block = hypers, block
+        self._function, self._direct = _function(block)
         self._copy = [torch.empty_like(leaf) for leaf in tree.leaves(self.trained)] if block.compiled else []
 
     @property
@@ -75,10 +78,9 @@ class Members:
         draws = self._draws()
         self._keep()
         rows = []
-        with self._known(blocks):
-            for i, block in enumerate(blocks):
-                after, losses = self._run(block, self.done + i * self._block.size, after)
-                rows.append(losses)
+        for i, block in enumerate(blocks):
+            after, losses = self._run(block, self.done + i * self._block.size, after)
+            rows.append(losses)
         losses = torch.cat(rows)[:count]
         if self._copy:
             failed = (after < before) | ~self._all_finite()
@@ -90,22 +92,19 @@ class Members:
         self.done += count
         return losses
 
-    def _known(self, blocks: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
-        """Spare the compiler the check of what it has been given before, which took a quarter of a short step.
-
-        It is the same function with the same members and hypers; only the batches are not ours.
-        """
-        kinds = {_kind(tree.leaves(block)) for block in blocks}
-        known = kinds <= self._seen
-        self._seen |= kinds
-        if not (known and self._block.compiled):
-            return contextlib.nullcontext()
-        return torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)
-
     def _run(self, block: Any, step: int, stop: Tensor) -> tuple[Tensor, Tensor]:
-        at = torch.full((), step, device=stop.device)
-        self.trained, stop, losses = self._function(self.trained, self._hypers, block, at, stop)
-        return stop, losses
+        at, leaves = torch.full((), step, device=stop.device), tree.leaves(block)
+        kind = _kind(leaves)
+        program = self._programs.get(kind)
+        if program is not None:
+            stop, losses = program([*leaves, at, stop])
+            return stop, losses
+        with _trusting() if kind in self._programs else contextlib.nullcontext():
+            self.trained, after, losses = self._function(self.trained, self._hypers, block, at, stop)
+        if self._direct is not None and kind not in self._programs:
+            fixed: Any = (*self.trained, self._hypers)
+            self._programs[kind] = self._direct.again(optree.tree_leaves(fixed), [*leaves, at, stop], [after, losses])
+        return after, losses
 
     def _again(self, blocks: Sequence[Any], draws: Tensor | None, stop: Tensor, failed: Tensor) -> Tensor:
         """Take the failed members back and through the same steps one by one; return where each stops."""
@@ -154,6 +153,11 @@ class Members:
             torch.set_rng_state(draws)
 
 
+def _trusting() -> contextlib.AbstractContextManager[Any]:
+    """Spare the compiler the check of what it is given: the same members and hypers, and batches of a known kind."""
+    return torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)
+
+
 def _kind(leaves: Sequence[Any]) -> Any:
     """Return what the compiler tells batches apart by: shapes, strides, types, numbers, and what is in there twice."""
     ids = [id(leaf) for leaf in leaves]
@@ -168,8 +172,11 @@ def attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _function(block: Block) -> Callable[..., tuple[Trained, Tensor, Tensor]]:
-    """Return the block of all members: the same for equal arguments, so that a second sweep compiles nothing."""
+def _function(block: Block) -> tuple[Callable[..., tuple[Trained, Tensor, Tensor]], Direct | None]:
+    """Return the block of all members, and what can call its graph by itself if it is compiled.
+
+    They are the same for equal arguments, so that a second sweep compiles nothing.
+    """
     loss_fn, tx = block.loss_fn, block.tx
     with_hypers = takes_hypers(loss_fn)
     of_member = batched(loss_fn, limit=block.columns) if block.columns else loss_fn
@@ -198,7 +205,10 @@ def _function(block: Block) -> Callable[..., tuple[Trained, Tensor, Tensor]]:
             rows.append(torch.where(moves, losses, torch.nan))
         return trained, stop, torch.stack(rows)
 
-    return compile_block(steps, donate=(0,)) if block.compiled else steps
+    if not block.compiled:
+        return steps, None
+    direct = Direct()
+    return compile_block(steps, donate=(0,), backend=direct), direct
 
 
 def _finite(values: Tree) -> Tensor:
