@@ -150,6 +150,16 @@ def test_frozen_at_the_last_finite_parameters_with_its_step():
     assert torch.isnan(result.losses[3]).all()
 
 
+@pytest.mark.usefixtures("_graphs_only")
+def test_parameters_whose_sum_overflows_are_finite():
+    big = {"x": torch.ones(()), "large": torch.full((4,), 3e38)}
+    loss = lambda params, batch: batch * params["x"] + 0 * params["large"][0]
+    result = fo.sweep(loss, big, fo.sgd(), {"lr": [0.5, 0.25]}, [torch.ones(())] * 20)
+    assert result.diverged_at.tolist() == [-1, -1]
+    assert result.all_params["x"].tolist() == [1 - 20 * 0.5, 1 - 20 * 0.25]
+    assert torch.equal(result.all_params["large"], big["large"].expand(2, 4))
+
+
 def test_finite_loss_with_an_infinite_step_is_caught_before_it_is_taken():
     def linear(params, batch):
         return params["x"].sum() * 0 + batch * params["x"].sum()

@@ -83,8 +83,8 @@ class Members:
             rows.append(losses)
         losses = torch.cat(rows)[:count]
         if self._copy:
-            failed = (after < before) | ~self._all_finite()
-            if bool(failed.any()):
+            stopped = after < before
+            if bool(stopped.any() | ~self._looks_finite()) and bool((failed := stopped | ~self._all_finite()).any()):
                 after = self._again(blocks, draws, before, failed)
                 steps = torch.arange(self.done, self.done + count, device=after.device).unsqueeze(1)
                 losses = torch.where(failed & (steps > after), torch.nan, losses)
@@ -127,6 +127,10 @@ class Members:
         self._draw(draws)
         self._restore(members)
         return self._run(block, first, torch.where(members, stop, 0))[0]
+
+    def _looks_finite(self) -> Tensor:
+        """Tell quickly whether all parameters of all members are finite; no may be wrong, if a sum overflows."""
+        return torch.stack([leaf.sum() for leaf in tree.leaves(self.trained.params)]).isfinite().all()
 
     def _all_finite(self) -> Tensor:
         return torch.func.vmap(_finite)(self.trained.params)
