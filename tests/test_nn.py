@@ -9,7 +9,7 @@ import pytest
 import torch
 from said import words
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.nn import functional as F
 
 from functopt.nn import batched
@@ -139,6 +139,23 @@ def test_members_compiled_by_inductor_are_torchs():
     over = lambda m: vmap(lambda p, x: run(m, p, x), in_dims=(0, None))
     compiled = torch.compile(over(sliced(model)), fullgraph=True)
     same(compiled(members(model), x), over(model)(members(model), x))
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu_is_torchs_and_compiled_without_a_tanh(approximate):
+    # its gradient is right far out, where a tanh is one to rounding, and around zero
+    x = torch.cat([torch.linspace(-30, 30, 601, dtype=torch.float64), torch.tensor([1e-300, -1e-9, 1e15, -1e15])])
+    seen: list[str] = []
+
+    def looking(graph: Any, inputs: Any) -> Any:
+        seen.append(str(graph.code))
+        return graph
+
+    model = nn.GELU(approximate)
+    over = lambda m: vmap(grad_and_value(lambda x: m(x) ** 2))
+    same(torch.compile(over(batched(model)), fullgraph=True, backend=looking)(x), over(model)(x))
+    assert ("sigmoid" in seen[0], "gelu" in seen[0]) == ((True, False) if approximate == "tanh" else (False, True))
+    assert torch.equal(batched(model)(x), model(x))
 
 
 def test_a_function_is_batched_too():
