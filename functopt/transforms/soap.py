@@ -77,9 +77,10 @@ def scale_by_soap(
     >>> weights, tx = {"w": torch.zeros(2, 2)}, scale_by_soap()
     >>> slope = {"w": torch.tensor([[2.0, 1.0], [1.0, 2.0]])}
     >>> _, state = tx.transform(slope, tx.init(weights), weights)
+    >>> slope = {"w": torch.tensor([[1.0, 0.0], [0.0, 3.0]])}
     >>> tx.transform(slope, state, weights)[0]["w"].round(decimals=4) + 0
-    tensor([[1., 0.],
-            [0., 1.]])
+    tensor([[0., 0.],
+            [0., 2.]])
     """
 
     def axes(p: Tensor) -> tuple[bool, ...]:
