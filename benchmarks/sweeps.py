@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks import report, sweep_models
@@ -30,6 +30,27 @@ BYTES = 28  # of memory that AdamW moves for a parameter: reads p, g and two ave
 # In the worker
 
 
+class Feed(Sequence[Any]):
+    """Batches that are read once for each chunk of members, and time the steps in the middle of each."""
+
+    def __init__(self, data: list[Any], steps: int) -> None:
+        self._data, self._steps, self.seconds = data, steps, 0.0
+
+    def __len__(self) -> int:
+        return SETTLED + self._steps
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._data[index % len(self._data)]
+
+    def __iter__(self) -> Iterator[Any]:
+        began = 0.0
+        for i in range(len(self)):
+            if i == SETTLED:  # all that was asked for before is done
+                began = time.perf_counter()
+            yield self[i]
+        self.seconds += time.perf_counter() - began
+
+
 class Ours:
     """functopt.sweep, the only place here that knows how it is called: timed without its beginning."""
 
@@ -47,17 +68,9 @@ class Ours:
             x, y = batch
             return F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
-        self._began = self._seconds = 0.0
-
-        def feed(steps: int) -> Iterator[Any]:
-            for i in range(SETTLED + steps):
-                if i == SETTLED:  # all that was asked for before is done
-                    self._began = time.perf_counter()
-                yield data[i % len(data)]
-            self._seconds = time.perf_counter() - self._began
-
         def sweep(steps: int, tune: Any) -> Any:
-            return fo.sweep(loss_fn, params, fo.adamw(), space, feed(steps), tune=tune, progress=False)
+            self._feed = Feed(data, steps)
+            return fo.sweep(loss_fn, params, fo.adamw(), space, self._feed, tune=tune, progress=False)
 
         self._sweep = sweep
         self._result = sweep(AHEAD, tune)
@@ -65,9 +78,7 @@ class Ours:
     def run(self, steps: int) -> float:
         """Train from the start; return the seconds of some steps in the middle, a multiple of those read at once."""
         self._result = self._sweep(steps, self._result.plan)
-        if self._result.plan.chunk < len(self._result):  # batches are read before the first chunk: time the whole
-            return self._result.seconds * steps / (SETTLED + steps)
-        return self._seconds
+        return self._feed.seconds
 
     def read(self) -> dict[str, Any]:
         """Return the first member's parameters."""

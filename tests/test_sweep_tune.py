@@ -22,8 +22,8 @@ ALL = alternatives(START, columns=True, chunk=True, threads=True)
 def test_what_there_is_to_try():
     assert ALL == {"columns": [0, 8 * COLUMNS], "chunk": [256, 64], "threads": [2, 1]}
     assert alternatives(START, columns=False, chunk=False, threads=False) == {}
-    assert alternatives(Plan(64, 1, 0), columns=False, chunk=True, threads=True) == {}  # few members, one core
-    assert alternatives(Plan(64, 2, 0), columns=False, chunk=True, threads=True) == {"threads": [1]}
+    assert alternatives(Plan(32, 1, 0), columns=False, chunk=True, threads=True) == {}  # few members, one core
+    assert alternatives(Plan(32, 2, 0), columns=False, chunk=True, threads=True) == {"threads": [1]}
 
 
 @pytest.mark.parametrize(

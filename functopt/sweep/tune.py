@@ -19,7 +19,7 @@ COLUMNS = 2**18  # bytes that the columns of a convolution may take, see nn.batc
 ENOUGH = 0.95  # of the time of the plan so far, below which another one takes its place
 SECONDS = 0.15  # that a plan is watched for, at least
 CALLS = 4  # that are watched, at least
-FEW = 256  # members from which on fewer at a time may be faster, as what they compute stays in the cache
+FEW = 64  # members from which on fewer at a time may be faster, as what they compute stays in the cache
 
 
 class Plan(NamedTuple):
