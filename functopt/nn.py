@@ -1,4 +1,4 @@
-"""Convolutions, poolings and GELU that stay fast when every member of a sweep has weights of its own."""
+"""Convolutions, poolings, softmax and GELU that stay fast when every member of a sweep has weights of its own."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def batched(fn: Fn, *, limit: int = 2**18) -> Fn:
 
     What is computed so: convolutions of one to three dimensions in any form, max pooling without padding, ``ceil_mode``
     or indices, and adaptive average pooling to one value. Where it is compiled, GELU in its tanh form is a product with
-    a sigmoid, which is the same function and faster. Everything else is left as it is. Values and gradients are torch's
-    to rounding: for max pooling that of the largest magnitude in a window, and two infinities in one give NaN.
+    a sigmoid, and softmax on a CPU exponentials times one reciprocal: the same functions, and faster. Everything else
+    is left as it is. Values and gradients are torch's to rounding: for max pooling that of the largest magnitude in a
+    window, and two infinities in one give NaN.
 
     Args:
         fn: a module or a function. A module is not changed.
@@ -177,13 +178,33 @@ def _gelu(limit: int, input: Tensor, approximate: str = "none") -> Tensor | None
     return input * torch.sigmoid(math.sqrt(8 / math.pi) * (input + 0.044715 * input * input * input))
 
 
-_LAYERS: dict[Any, Callable[..., Tensor | None]] = {F.gelu: _gelu} | {
-    getattr(module, f"{name}{dims}d"): functools.partial(layer, dims)
-    for name, layer in {"conv": _convolution, "max_pool": _max_pooling, "adaptive_avg_pool": _mean_pooling}.items()
-    for dims in (1, 2, 3)
-    for module in (F, torch)  # F.max_pool2d is seen as itself eagerly, and as torch.max_pool2d by the compiler
-    if hasattr(module, f"{name}{dims}d")
-}
+def _softmax(limit: int, input: Tensor, dim: int | None = None, *rest: Any, **options: Any) -> Tensor | None:
+    """Return ``exp(x - max x) / Σ exp(x - max x)``, with one division for a row.
+
+    The maximum is added with its sign changed because inductor takes ``x c - max(x c)``, which attention has, for a
+    pattern of its own that looks for two maxima and whether all is finite: twice the time for short rows.
+    """
+    plain = isinstance(dim, int) and not any(
+        isinstance(value, (torch.dtype, Tensor)) for value in (*rest, *options.values())
+    )
+    exact = input.dtype in (torch.float32, torch.float64) and input.device.type == "cpu" and input.numel() > 0
+    if not (plain and exact and input.ndim and torch.compiler.is_compiling()):
+        return None
+    e = torch.exp(input + -input.amax(dim, keepdim=True).detach())
+    return e * e.sum(dim, keepdim=True).reciprocal()
+
+
+_LAYERS: dict[Any, Callable[..., Tensor | None]] = (
+    {F.gelu: _gelu}
+    | dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax)
+    | {
+        getattr(module, f"{name}{dims}d"): functools.partial(layer, dims)
+        for name, layer in {"conv": _convolution, "max_pool": _max_pooling, "adaptive_avg_pool": _mean_pooling}.items()
+        for dims in (1, 2, 3)
+        for module in (F, torch)  # F.max_pool2d is seen as itself eagerly, and as torch.max_pool2d by the compiler
+        if hasattr(module, f"{name}{dims}d")
+    }
+)
 
 
 def _each(value: Any, dims: int) -> tuple[Any, ...]:

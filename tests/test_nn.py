@@ -158,6 +158,48 @@ def test_gelu_is_torchs_and_compiled_without_a_tanh(approximate):
     assert torch.equal(batched(model)(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.softmax(x, -1),
+        lambda x: nn.Softmax(0)(x),
+        lambda x: torch.softmax(x * 0.3, dim=1),
+        lambda x: (x / 3).softmax(-2),
+    ],
+)
+def test_softmax_is_torchs_and_written_out_where_compiled(call):
+    x = 30 * torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0], x[1, 2], x[2, 1, 3] = -torch.inf, -700.0, 1e300
+    seen: list[str] = []
+
+    def looking(graph: Any, inputs: Any) -> Any:
+        seen.append(str(graph.code))
+        return graph
+
+    slope = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(3, 4, 5)
+    over = lambda f: grad(lambda x: (f(x) * slope).sum())
+    for make in (lambda f: f, over, lambda f: over(over(f))):
+        torch.compiler.reset()
+        same(torch.compile(make(batched(call)), fullgraph=True, backend=looking)(x), make(call)(x))
+    assert "softmax" not in seen[0]
+    assert "amax" in seen[0]
+    assert torch.equal(batched(call)(x), call(x))
+
+
+def test_softmax_is_left_alone_in_another_precision_or_without_entries():
+    for call, x in (
+        (lambda x: F.softmax(x, -1, dtype=torch.float64), torch.randn(3, 4)),
+        (lambda x: torch.softmax(x, -1, torch.float64), torch.randn(3, 4)),
+        (lambda x: torch.softmax(x, -1), torch.randn(3, 4, dtype=torch.bfloat16)),
+        (lambda x: torch.softmax(x, -1), torch.randn(3, 0)),
+        (lambda x: torch.softmax(x, -1), torch.tensor(2.0)),
+    ):
+        torch.compiler.reset()
+        found = torch.compile(batched(call), fullgraph=True, backend="eager")(x)
+        assert found.dtype == call(x).dtype
+        assert torch.equal(found, call(x))
+
+
 def test_a_function_is_batched_too():
     model, x = problem("pooling")
     loss = lambda p, x: functional_call(model, p, x).square().mean()
