@@ -59,6 +59,10 @@ def parse(arguments: list[str] | None = None) -> Any:
     return options
 
 
+def _machine(about: dict[str, Any]) -> str:
+    return f"{about['processor']}, {about['cores']} cores, torch {about['versions']['torch']}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the chosen sections."""
     from benchmarks import machine, report
@@ -73,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         module: Any = import_module(f"benchmarks.{section}")
         report.say(f"\n{module.TITLE}")
         result = module.run(options)
-        parts = [f"## {module.TITLE}", module.table(result), report.targets(result["targets"])]
+        parts = [f"## {module.TITLE}", _machine(about), module.table(result), report.targets(result["targets"])]
         text = "\n\n".join(part for part in parts if part)
         result = {"machine": about, "repeats": options.repeats, **result, "took": time.perf_counter() - began}
         report.write(options.out, section, module.TITLE, result, text)

@@ -68,17 +68,17 @@ class Ours:
             x, y = batch
             return F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
 
-        def sweep(steps: int, tune: Any) -> Any:
-            self._feed = Feed(data, steps)
-            return fo.sweep(loss_fn, params, fo.adamw(), space, self._feed, tune=tune, progress=False)
+        def sweep(feed: Feed, tune: Any) -> Any:
+            return fo.sweep(loss_fn, params, fo.adamw(), space, feed, tune=tune, progress=False)
 
-        self._sweep = sweep
-        self._result = sweep(AHEAD, tune)
+        self._data, self._sweep = data, sweep
+        self._result = sweep(Feed(data, AHEAD), tune)
 
     def run(self, steps: int) -> float:
         """Train from the start; return the seconds of some steps in the middle, a multiple of those read at once."""
-        self._result = self._sweep(steps, self._result.plan)
-        return self._feed.seconds
+        feed = Feed(self._data, steps)
+        self._result = self._sweep(feed, self._result.plan)
+        return feed.seconds
 
     def read(self) -> dict[str, Any]:
         """Return the first member's parameters."""

@@ -184,11 +184,10 @@ def _softmax(limit: int, input: Tensor, dim: int | None = None, *rest: Any, **op
     The maximum is added with its sign changed because inductor takes ``x c - max(x c)``, which attention has, for a
     pattern of its own that looks for two maxima and whether all is finite: twice the time for short rows.
     """
-    plain = isinstance(dim, int) and not any(
-        isinstance(value, (torch.dtype, Tensor)) for value in (*rest, *options.values())
-    )
-    exact = input.dtype in (torch.float32, torch.float64) and input.device.type == "cpu" and input.numel() > 0
-    if not (plain and exact and input.ndim and torch.compiler.is_compiling()):
+    if not isinstance(dim, int) or any(isinstance(value, torch.dtype | Tensor) for value in (*rest, *options.values())):
+        return None
+    exact = input.dtype in (torch.float32, torch.float64) and input.device.type == "cpu"
+    if not exact or not input.ndim or not input.numel() or not torch.compiler.is_compiling():
         return None
     e = torch.exp(input + -input.amax(dim, keepdim=True).detach())
     return e * e.sum(dim, keepdim=True).reciprocal()
