@@ -47,7 +47,7 @@ def fastest(plan: Plan, others: Mapping[str, Sequence[int]], seconds: Callable[[
 
     Args:
         plan: where to start.
-        others: for each part what to try; a part is left at the first value that is slower than the one before.
+        others: for each part what to try; threads are left at the first number that is no faster than the one before.
         seconds: the time of a plan. What fails for want of memory, or to compile, takes for ever.
     """
     best, least = plan, seconds(plan)
@@ -57,8 +57,8 @@ def fastest(plan: Plan, others: Mapping[str, Sequence[int]], seconds: Callable[[
             took = seconds(other)
             if took < ENOUGH * least:
                 best, least = other, took
-            elif part != "columns":
-                break  # still fewer threads or members will not help either
+            elif part == "threads":
+                break  # still fewer will not help either
     return best
 
 
