@@ -17,7 +17,7 @@ from functopt import tree
 from functopt.allocator import keep_freed_memory
 from functopt.direct import Direct
 from functopt.numerics import accumulator_dtype
-from functopt.probing import probe_vector_instructions
+from functopt.startup import start_compiler
 
 __all__ = ["compile"]
 
@@ -95,11 +95,11 @@ def compile(fn: Callable[..., Any], *, donate: Sequence[int] = (), **options: An
     @functools.wraps(fn)
     def step(*args: Any) -> Any:
         nonlocal compiled
+        if on_inductor:
+            start_compiler()
+            keep_freed_memory()
         if compiled is None:
             compiled = torch.compile(own, options=_recompute_updates() if _has_packed(args) else None, **options)
-        if on_inductor:
-            probe_vector_instructions()
-            keep_freed_memory()
         donated = _donated(args, donate)
         fit, rest = compiled(*_numbers_to_tensors(args))
         if not fit:
