@@ -28,6 +28,8 @@ extern "C" void probe256() { _mm256_store_ps(values, Sleef_expf8_u10(_mm256_load
 """What torch's own probe learns: that the compiler knows the instructions, and torch's library the functions."""
 
 _WITHOUT_HEADER = 2
+"""Kernels that are compiled before the header is, which pays from the third on."""
+
 _UNUSED = 'extern "C" void kernel(float*) {}'
 
 
