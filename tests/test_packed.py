@@ -197,16 +197,28 @@ def test_flatten_and_stacked_refuse_by_name():
         fo.flatten(fo.adafactor())
     with pytest.raises(ValueError, match="stacked: clip_by_global_norm looks at several leaves"):
         fo.stacked(fo.chain(fo.clip_by_global_norm(1.0), fo.adamw()))
+    with pytest.raises(ValueError, match="stacked: 'a' has no axis along which leaves are stacked"):
+        fo.stacked(fo.adafactor()).init({"a": torch.tensor(1.0), "b": torch.ones(2, 3)})
 
 
 @pytest.mark.parametrize("make", [fo.adafactor, fo.lamb, lambda: fo.adamw(fo.linear_schedule(0.1, 0.0, 5))])
 def test_stacked_equals_leaf_by_leaf(make: Any):
-    params = {k: torch.randn(4, 3, dtype=torch.float64) for k in "ab"} | {"c": torch.ones(3, dtype=torch.float64)}
+    shapes = {"a": (4, 3), "b": (4, 3), "c": (3,), "d": (2, 5), "e": (2, 5), "f": (3, 1)}
+    params = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
     grads = [tree.map(lambda p, i=i: (p + i).cos(), params) for i in range(3)]
     stacks, unstack = tree.by_shape(params)
-    assert [tuple(stack.shape) for stack in stacks.values()] == [(2, 4, 3), (1, 3)]
+    assert [tuple(stack.shape) for stack in stacks.values()] == [(2, 4, 3), (1, 3), (2, 2, 5), (1, 3, 1)]
     got, _ = run(fo.stacked(make()), stacks, [tree.by_shape(g)[0] for g in grads])
     close(unstack(got), run(make(), params, grads)[0])
+
+
+def test_stacks_are_told_by_name_in_whatever_order():
+    params = {name: torch.randn(3, 2, size) for name, size in [("a", 2), ("b", 4)]}
+    backwards = {"b": params["b"].cos(), "a": params["a"].cos()}
+    tx = fo.stacked(fo.adafactor(0.1))
+    new, _ = tx.update(backwards, tx.init(params), params)
+    assert [*new] == ["a", "b"]
+    close(new, tx.update({name: backwards[name] for name in "ab"}, tx.init(params), params)[0])
 
 
 def test_ravel_by_group_takes_hypers_by_group():

@@ -25,6 +25,8 @@ __all__ = [
 
 Tree = Any
 
+_VALUES = (Tensor, float, int, str)  # what most leaves are
+
 
 def map(f: Callable[..., Any], first: Tree, *rest: Tree) -> Tree:
     """Apply ``f`` leaf by leaf over ``first``, broadcasting every other argument to its structure.
@@ -45,10 +47,10 @@ def map(f: Callable[..., Any], first: Tree, *rest: Tree) -> Tree:
 
 
 def _map(f: Callable[..., Any], node: Tree, others: Sequence[Tree], path: tuple[Any, ...]) -> Tree:
-    level = _one_level(node)
+    level = None if isinstance(node, _VALUES) else _one_level(node)
     if level is None:
         for i in range(len(others)):  # enumerate is a generator to torch.compile, and takes long to trace
-            if not isinstance(others[i], Tensor) and _one_level(others[i]) is not None:
+            if not isinstance(others[i], _VALUES) and _one_level(others[i]) is not None:
                 below = next(iter(optree.tree_paths(others[i])), None)
                 what = "has no counterpart" if below is None else "is not expected there"
                 raise _MismatchError(i + 2, (*path, *(below or ())), what)
@@ -96,14 +98,14 @@ class _MismatchError(ValueError):
 
 def _one_level(node: Tree) -> tuple[Sequence[Any], Sequence[Tree]] | None:
     """Return the keys and the children of a node, or None for a leaf; a schedule counts as a leaf."""
-    if isinstance(node, (Tensor, float, int, str)) or is_schedule(node):
+    if isinstance(node, _VALUES):
         return None
     if type(node) in (dict, OrderedDict, defaultdict):
         return list(node), list(node.values())
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return list(node._fields), node  # pyright: ignore[reportAttributeAccessIssue]
     if type(node) in (tuple, list):
         return list(range(len(node))), node
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return None if callable(node) else (list(node._fields), node)  # pyright: ignore[reportAttributeAccessIssue]
     if node is None:
         return (), ()
     other: Any = node

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import optree
 import torch
+from torch import Tensor
 
 from functopt import tree
 from functopt.base import Transform
@@ -88,15 +89,16 @@ def _like(values: Tree, params: Tree) -> Tree:
 def stacked(inner: Transform) -> Transform:
     """Run an optimizer on stacks: every leaf of the parameters stands for several, along its first axis.
 
-    It is ``vmap`` over that axis, leaf by leaf, so that the program has a kernel for each shape and not for each leaf:
-    for rules that need the shape of a leaf (factored moments, matrix methods) and therefore do not run packed.
+    It is ``vmap`` over that axis, so that the program has kernels for each shape and not for each leaf: for rules that
+    need the shape of a leaf (factored moments, matrix methods) and therefore do not run packed. The state is a tuple:
+    one of ``inner`` for all stacks of one length.
 
     Args:
         inner: the optimizer. Every link must do each leaf by itself (scope ``"element"``, ``"leaf"`` or ``"matrix"``).
             Its hypers are the same for all leaves.
 
     Raises:
-        ValueError: a link looks at several leaves; the message names it.
+        ValueError: a link looks at several leaves, or a leaf of the parameters is 0-d; the message names it.
 
     >>> stacks, unstack = tree.by_shape(params)
     >>> tx = stacked(adafactor())
@@ -107,16 +109,25 @@ def stacked(inner: Transform) -> Transform:
         raise ValueError(f"stacked: {beyond[0]} looks at several leaves at once, which stand in different stacks")
 
     def init(params: Tree) -> tuple[Tree, ...]:
-        return tuple(tree.owned(torch.func.vmap(inner._init)(leaf)) for leaf in tree.leaves(params))
+        for path, leaf in tree.leaves_with_paths(params):
+            if not leaf.dim():
+                raise ValueError(f"stacked: {path!r} has no axis along which leaves are stacked, see tree.by_shape")
+        return tuple(tree.owned(torch.func.vmap(inner._init)(alike)) for alike in _by_length(params, params))
 
     def over(step: Any, values: Tree, state: Tree, params: Tree, hypers: Hypers, extras: Any) -> tuple[Tree, Tree]:
-        def one(value: Any, own: Any, param: Any) -> tuple[Any, Any]:
-            return step(value, own, param, hypers, **extras)
+        new: dict[int, Tensor] = {}
+        states = []
+        for value, own, param in zip(_by_length(values, params), state, _by_length(params, params), strict=True):
+            inputs, outputs = (value, own, param), (value, own)
 
-        stacks, spec = optree.tree_flatten(params)
-        done = [torch.func.vmap(one)(*parts) for parts in zip(tree.leaves(values), state, stacks, strict=True)]
-        out: Tree = optree.tree_unflatten(spec, [new for new, _ in done])
-        return out, tuple(new for _, new in done)
+            # by way of flat tuples: what vmap does with trees takes long to trace
+            def one(*leaves: Tensor, inputs: Any = inputs, outputs: Any = outputs) -> tuple[Tensor, ...]:
+                return tuple(_flat(step(*_filled(inputs, leaves), hypers, **extras), outputs))
+
+            done, own = _filled(outputs, torch.func.vmap(one)(*_flat(inputs, inputs)))
+            new.update(done)
+            states.append(own)
+        return _filled(params, [new[i] for i in range(len(new))]), tuple(states)
 
     def transform(updates: Tree, state: Tree, params: Tree, hypers: Hypers, **extras: Any) -> tuple[Tree, Tree]:
         return over(inner._transform, updates, state, params, hypers, extras)
@@ -125,3 +136,24 @@ def stacked(inner: Transform) -> Transform:
         return over(inner.run, grads, state, params, hypers, extras)
 
     return Transform(init, transform, write=write if inner.writes else None, hypers=inner.hypers, scopes=inner._scopes)
+
+
+def _by_length(values: Tree, params: Tree) -> list[dict[int, Tensor]]:
+    """Return the leaves by their place, those together whose parameters are stacks of one length."""
+    groups: dict[int, dict[int, Tensor]] = {}
+    for i, (leaf, stack) in enumerate(zip(_flat(values, params), _flat(params, params), strict=True)):
+        groups.setdefault(stack.shape[0], {})[i] = leaf
+    return [*groups.values()]
+
+
+def _flat(values: Tree, like: Tree) -> list[Tensor]:
+    """Return the leaves in the order of ``like``."""
+    found: list[Tensor] = []
+    tree.map(lambda _, leaf: found.append(leaf), like, values)
+    return found
+
+
+def _filled(like: Tree, leaves: Sequence[Tensor]) -> Tree:
+    """Return a tree of the structure of ``like`` with other leaves."""
+    rest = [*reversed(leaves)]
+    return tree.map(lambda _: rest.pop(), like)
