@@ -54,6 +54,14 @@ def _timed_step() -> float:
 # In the parent
 
 
+class ContenderError(FailedError):
+    """A contender failed, by name."""
+
+    def __init__(self, name: str, message: str) -> None:
+        self.name = name
+        super().__init__(message)
+
+
 class Workers:
     """A process for each contender, started anew when it was given up, and what has been too slow to compile."""
 
@@ -81,7 +89,17 @@ class Workers:
             raise
 
     def call(self, name: str, function: str, **arguments: Any) -> Any:
-        return self._workers[name].call(f"updates:{function}", self.limit, **arguments)
+        try:
+            return self._workers[name].call(f"updates:{function}", self.limit, **arguments)
+        except FailedError as error:
+            raise ContenderError(name, str(error)) from None
+
+    def drop(self, name: str, *, whole: bool) -> None:
+        """Free a contender's memory; with ``whole`` end its process, as not every library gives all of it back."""
+        if whole or not self._workers[name].alive:
+            self._workers.pop(name).close()
+        else:
+            self.call(name, "drop")
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -109,33 +127,41 @@ def _row(model: str, optimizer: str, options: Any, workers: Workers) -> dict[str
         "seconds": {}, "ratios": {}, "skipped": {},
     }  # fmt: skip
 
+    def skip(name: str, error: Exception) -> None:
+        row["skipped"][name] = str(error)
+        report.say(f"  {models.TITLES[model]}, {peers.OPTIMIZERS[optimizer]}: {name} skipped: {error}")
+
     def ready(name: str) -> bool:
         try:
             workers.build(name, optimizer, shapes)
         except NotOfferedError:
             return False
         except FailedError as error:
-            row["skipped"][name] = str(error)
-            report.say(f"  {models.TITLES[model]}, {peers.OPTIMIZERS[optimizer]}: {name} skipped: {error}")
+            skip(name, error)
             return False
         return True
 
     if not ready(peers.OURS):
         return row
     room = max(1, MEMORY // (4 * row["parameters"] * COPIES) - 1)
+    tight = room < len(options.contenders)
     waiting = [name for name in options.contenders if name != peers.OURS]
-    while waiting:  # as many at once as fit, ours beside them every time
+    while waiting and peers.OURS not in row["skipped"]:  # as many at once as fit, ours beside them every time
         group = []
         while waiting and len(group) < room:
             group += [name] if ready(name := waiting.pop(0)) else []
         repetitions = {name: lambda name=name: workers.call(name, "repetition") for name in [peers.OURS, *group]}
-        figures = in_turn(repetitions, options.repeats)
+        try:
+            figures = in_turn(repetitions, options.repeats)
+        except ContenderError as error:  # the others begin anew
+            skip(error.name, error)
+            figures, waiting = {}, [name for name in group if name != error.name] + waiting
         for name, seconds in figures.items():
             row["seconds"].setdefault(name, summary(seconds))
             row["ratios"][name] = ratios(figures[peers.OURS], seconds)
         for name in group:
-            workers.call(name, "drop")
-    workers.call(peers.OURS, "drop")
+            workers.drop(name, whole=tight)
+    workers.drop(peers.OURS, whole=tight)
     return row
 
 

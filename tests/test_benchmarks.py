@@ -187,6 +187,25 @@ def test_what_is_too_slow_is_not_tried_with_more_tensors(monkeypatch):
         workers.close()
 
 
+@pytest.mark.parametrize("memory", [updates.MEMORY, 0])  # with room for all at once, and for one beside ours
+def test_a_contender_that_fails_between_others_is_left_out(tmp_path, capsys, monkeypatch, memory):
+    usual = updates.Workers.call
+
+    def call(self, name: str, function: str, **arguments: Any) -> Any:
+        if (name, function) == ("torch foreach", "repetition"):
+            self._workers[name].close()
+            raise updates.ContenderError(name, "its process died: no memory")
+        return usual(self, name, function, **arguments)
+
+    monkeypatch.setattr(updates.Workers, "call", call)
+    monkeypatch.setattr(updates, "MEMORY", memory)
+    contenders = [peers.OURS, "torch fused", "torch foreach", "torch for-loop"]
+    (row,) = quick(tmp_path, "--only", "updates", "--optimizers", "sgd", "--contenders", *contenders)["rows"]
+    assert row["ratios"].keys() == {peers.OURS, "torch fused", "torch for-loop"}
+    assert row["skipped"] == {"torch foreach": "its process died: no memory"}
+    assert "torch foreach skipped: its process died" in capsys.readouterr().out
+
+
 def test_figures_are_taken_in_turn_and_paired():
     order = []
     figures = measure.in_turn({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3, warm_up=1)
