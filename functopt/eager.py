@@ -14,6 +14,7 @@ from functopt.allocator import keep_freed_memory
 from functopt.base import Scope, Transform
 from functopt.combine import split_chain
 from functopt.inplace import InPlace, Key, Values, same
+from functopt.numerics import accumulator_dtype
 from functopt.param_state import SHARED, entries, select
 from functopt.recording import record, record_with_sums
 from functopt.sharded import assign, is_sharded, naming, storage
@@ -26,6 +27,7 @@ PIECE = 1 << 19  # entries worked on at once: few enough for what a step compute
 ELSEWHERE = 1 << 22  # the same where starting an operation costs more, as on a GPU
 SAMPLE = 1 << 14  # entries with which a step is recorded
 SAMPLES_OF_LEAF = (1021, 509)  # the same where sums are taken over a leaf; lengths that nobody means by something else
+FEW = 4  # parameters of one shape from which on they are done together
 KEPT = 8  # recordings from step to step: those of the hypers that groups have now
 SMALL = 1 << 14  # parameters up to this size are gathered: their arithmetic costs less than calling it
 
@@ -79,9 +81,10 @@ class _Route(NamedTuple):
 class EagerStep:
     """Takes the steps of an :class:`InPlace`.
 
-    Small parameters are gathered and done together; large ones alone, and if the optimizer is elementwise in slices
-    that fit into the cache. What needs all gradients at once is done before the rest if it comes first in a chain; of
-    a link that needs no more of them than their norm, only that. Otherwise everything is one piece.
+    Small parameters are gathered and done together, those of one shape if the optimizer needs their shape; large ones
+    alone, and if the optimizer is elementwise in slices that fit into the cache. What needs all gradients at once is
+    done before the rest if it comes first in a chain; of a link that needs no more of them than their norm, only that.
+    Otherwise everything is one piece.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:
@@ -156,10 +159,15 @@ class EagerStep:
         by_leaf, least = owner.packed and _knows_no_names(tx), max(SMALL, *SAMPLES_OF_LEAF)
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
-        pieces: list[_Piece] = []
+        stacks = [] if owner.packed or not _knows_no_names(tx) else _alike(params)
+        in_stacks = {key for stack in stacks for key in stack}
+        pieces: list[_Piece] = [_Stack(owner, by_key, stack) for stack in stacks]
         for number, field in enumerate(owner.layout.fields):
             start = 0
             while start < len(field.numels):
+                if keys[field.indices[start]] in in_stacks:
+                    start += 1
+                    continue
                 stop = start
                 while owner.packed and stop < len(field.numels) and field.numels[stop] <= SMALL:
                     if sum(field.numels[start : stop + 1]) > PIECE:
@@ -411,6 +419,74 @@ class _Gathered:
         step.later.update({number: pair for number, pair in pairs.items() if number not in self.owned})
         self.params[0].copy_(new[0])  # whose views are there already
         _copy([own[i] for i in given], [self.param_views[i] for i in given])
+
+
+class _Stack:
+    """Small parameters of one shape, done together by ``vmap`` on copies: for optimizers that need their shape.
+
+    One by one if that fails, because a rule looks at a value, which has many now.
+    """
+
+    def __init__(self, owner: InPlace, state: Tree, keys: Sequence[Key]) -> None:
+        self.keys = keys
+        self.alone = [_Whole(owner, state, [key]) for key in keys]
+        own = [_only(piece.state, key) for piece, key in zip(self.alone, keys, strict=True)]
+        self.spec = optree.tree_structure(own[0])
+        self.columns = [*zip(*map(tree.leaves, own), strict=True)]  # of every entry of the state those of all
+        self.shared = [id(column[0]) in self.alone[0].shared for column in self.columns]
+        self.together = True
+
+    def __call__(self, step: _Step) -> None:
+        given = [i for i, key in enumerate(self.keys) if key in step.grads]
+        if not (self.together and len(given) >= FEW and self._take(step, given)):
+            for i in given:
+                self.alone[i](step)
+
+    def _take(self, step: _Step, given: list[int]) -> bool:
+        keys = [self.keys[i] for i in given]
+        params = [step.params[key] for key in keys]
+        columns = [[column[i] for i in given] for column in self.columns]
+        stack = lambda column, shared: column[0] if shared else torch.stack(column)
+        entries = [*map(stack, columns, self.shared)]
+        hypers = step.values.for_keys(keys)
+        differing = {name: _numbers(value, params[0]) for name, value in hypers.items() if isinstance(value, dict)}
+
+        def one(param: Tensor, grad: Tensor, entries: list[Tensor], own: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            state: Tree = optree.tree_unflatten(self.spec, entries)
+            new, state = step.tx.run(grad, state, param, {**hypers, **own}, **step.extras)
+            return new, *tree.leaves(state)
+
+        in_dims = (0, 0, [None if shared else 0 for shared in self.shared], dict.fromkeys(differing, 0))
+        inputs = torch.stack(params), torch.stack([step.grads[key] for key in keys]), entries, differing
+        try:
+            new, *entries = torch.func.vmap(one, in_dims)(*inputs)
+        except RuntimeError:
+            self.together = False
+            return False
+        for column, entry, shared in zip(columns, entries, self.shared, strict=True):
+            if shared:
+                step.later[id(column[0])] = column[0], entry[0].clone()
+            else:
+                _copy(column, [*entry.unbind()])
+        _copy(params, [*new.unbind()])
+        return True
+
+
+def _alike(params: Mapping[Key, Tensor]) -> list[list[Key]]:
+    """Return the small parameters of one shape, so many at a time as fit into the cache."""
+    kinds: dict[Any, list[Key]] = {}
+    for key, param in params.items():
+        if param.numel() <= SMALL and not param.is_complex() and not is_sharded(param):
+            kinds.setdefault((param.shape, param.dtype, param.device), []).append(key)
+    sizes = {kind: max(FEW, PIECE // max(1, kind[0].numel())) for kind in kinds}
+    stacks = [keys[i : i + sizes[kind]] for kind, keys in kinds.items() for i in range(0, len(keys), sizes[kind])]
+    return [stack for stack in stacks if len(stack) >= FEW]
+
+
+def _numbers(values: Mapping[Key, Any], like: Tensor) -> Tensor:
+    """Return one hyper of several parameters as one tensor."""
+    dtype = accumulator_dtype(like.dtype)
+    return torch.stack([torch.as_tensor(value, dtype=dtype, device=like.device) for value in values.values()])
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

@@ -73,6 +73,15 @@ def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], m
     check(optimizer, params, *pure(tx, grads))
 
 
+@rows("inplace")
+def test_stacks_equal_the_pure_function(row: Row, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "FEW", 1)  # so that every parameter that can be is in a stack
+    tx, grads, params = row.make(), make_grads(steps=4), parameters()
+    optimizer = StatefulOptimizer(params.items(), tx)
+    steps(optimizer, params, grads)
+    check(optimizer, params, *pure(tx, grads))
+
+
 def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
@@ -84,6 +93,9 @@ def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     masked = {name: name.endswith("weight") for name in parameters()}
     assert kinds(fo.lamb(mask=masked)) == ["_Gathered", "_Whole", "_Whole"]  # which leaf it is has to be known
     assert kinds(fo.adafactor()) == ["_Whole"] * 4
+    monkeypatch.setattr(eager, "FEW", 1)
+    assert kinds(fo.adafactor()) == ["_Stack", "_Stack", "_Whole", "_Whole"]
+    assert kinds(fo.adafactor(mask=masked)) == ["_Whole"] * 4
     assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["_Whole"]  # one piece: the norm comes last
 
 
@@ -339,3 +351,79 @@ def test_an_eager_step_holds_little_twice(id: str):
         optimizer.step()
     # a few buffers for a slice, one slice at a time, and all that the recorded sample makes
     assert 0 < live.peak <= 4 * (3 * eager.PIECE + 16 * eager.SAMPLE) <= leaf.numel() * 4
+
+
+# Small parameters of one shape, where a rule needs the shape
+
+ALIKE = {f"w{i}": (4, 4) for i in range(6)} | {f"b{i}": (3,) for i in range(5)} | {f"s{i}": () for i in range(4)}
+STEEP = {"w0", "w1", "b0"}  # a group of their own, so that there are two values of lr in a stack
+
+
+@fo.link(scope="matrix")
+def by_rows(power=0.5, *, looks: bool = False) -> Any:
+    """Divide by a power of the mean magnitude of each row."""
+
+    def transform(updates, state, params, power):
+        def one(u, power):
+            seen.append(u.shape)
+            if looks and u.sum() == 0:  # one value, of which a stack has many
+                return u
+            return u / (u.abs().mean(-1, keepdim=True) if u.ndim else u.abs()) ** power
+
+        return tree.map(one, updates, power), state
+
+    return transform
+
+
+seen: list[Any] = []
+
+
+def alike(make: Any) -> tuple[StatefulOptimizer, dict[str, nn.Parameter]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {**ALIKE, "alone": (2, 5)}.items()
+    params = {key: nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for key, shape in shapes}
+    group = lambda steep: [(key, param) for key, param in params.items() if (key in STEEP) == steep]
+    return StatefulOptimizer([{"params": group(True), "lr": 0.05}, {"params": group(False)}], make()), params
+
+
+def kinds(optimizer: StatefulOptimizer) -> list[str]:
+    return [type(piece).__name__ for piece in cast(Any, optimizer._step).route.pieces]
+
+
+@pytest.mark.parametrize("without", [(), ("w0", "w4", "b1", "b3", "alone")], ids=["all", "gaps"])
+@pytest.mark.parametrize("make", [fo.adafactor, fo.sm3, fo.soap])
+def test_small_parameters_of_one_shape_are_done_together(
+    make: Any, without: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    optimizer, params = alike(make)
+    assert kinds(optimizer) == ["_Stack", "_Stack", "_Stack", "_Whole"]
+    monkeypatch.setattr(eager, "FEW", 100)
+    one_by_one, others = alike(make)
+    assert kinds(one_by_one) == ["_Whole"] * len(params)
+    monkeypatch.undo()
+    for step in range(4):
+        for i, (key, param) in enumerate(params.items()):
+            given = step != 1 or key not in without
+            param.grad = others[key].grad = (param + step + i).detach().cos() if given else None
+        optimizer.step()
+        one_by_one.step()
+    for key, param in params.items():
+        torch.testing.assert_close(param, others[key], rtol=1e-11, atol=1e-13)
+    for (entry, a), b in zip(optimizer._inner.entries().items(), one_by_one._inner.entries().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13, msg=lambda m, entry=entry: f"{entry}: {m}")
+
+
+def test_a_rule_is_called_once_for_a_stack_or_by_itself_if_it_looks_at_values():
+    chain = lambda **kwargs: fo.chain(by_rows(**kwargs), fo.ema(0.9), fo.scale_by_lr(0.1))
+    optimizers = [
+        StatefulOptimizer([torch.ones(4, 4) for _ in range(6)], chain(looks=looks)) for looks in (False, True)
+    ]
+    for optimizer, calls in zip(optimizers, ([1, 1], [1 + 6, 6]), strict=True):
+        for count in calls:
+            for param in optimizer.param_groups[0]["params"]:
+                param.grad = torch.arange(16.0).view(4, 4)
+            seen.clear()
+            optimizer.step()
+            assert len(seen) == count
+    for a, b in zip(*(optimizer.param_groups[0]["params"] for optimizer in optimizers), strict=True):
+        assert torch.equal(a, b)
