@@ -449,7 +449,10 @@ class _Stack:
         stack = lambda column, shared: column[0] if shared else torch.stack(column)
         entries = [*map(stack, columns, self.shared)]
         hypers = step.values.for_keys(keys)
-        differing = {name: _numbers(value, params[0]) for name, value in hypers.items() if isinstance(value, dict)}
+        by_key = {name: value for name, value in hypers.items() if isinstance(value, dict)}
+        if any(tree.is_schedule(value) for values in by_key.values() for value in values.values()):
+            return False  # read inside the optimizer, where schedules of several groups are no numbers yet
+        differing = {name: _numbers(values, params[0]) for name, values in by_key.items()}
 
         def one(param: Tensor, grad: Tensor, entries: list[Tensor], own: dict[str, Tensor]) -> tuple[Tensor, ...]:
             state: Tree = optree.tree_unflatten(self.spec, entries)
