@@ -154,10 +154,11 @@ class _Folding:
         return None
 
     def _alike(self, i: int, j: int) -> bool:
-        """Tell whether a value is a slice that nothing is written to, of the dtype of another, in full precision."""
-        value = self._value(i)
-        whole = isinstance(value, Tensor) and value.ndim > 0 and i not in self.changed
-        return whole and value.dtype == self._dtype(j) and value.dtype in _EXACT
+        """Tell whether a value is a slice that nothing is written to, like another, in full precision."""
+        value, other = self._value(i), self._value(j)
+        if not (isinstance(value, Tensor) and isinstance(other, Tensor) and value.ndim > 0 and i not in self.changed):
+            return False
+        return value.shape == other.shape and value.dtype == other.dtype and value.dtype in _EXACT
 
     def _dtype(self, i: int) -> torch.dtype | None:
         return getattr(self._value(i), "dtype", None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +13,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from functopt.folding import Noted
-from functopt.tape import SUM, Tape
+from functopt.tape import REDUCTIONS, Tape, deterministic
 
-__all__ = ["record", "record_with_sums"]
+__all__ = ["record", "record_by_rows"]
 
-_FILLED = {torch.ops.aten.new_full, torch.ops.aten.new_zeros, torch.ops.aten.new_ones}
-_SAME = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+_aten = torch.ops.aten
+_FILLED = {_aten.new_full, _aten.new_zeros, _aten.new_ones}
+_SAME = {_aten.detach.default, _aten.alias.default}
+_MEANS = {_aten.mean.default: _aten.sum.default, _aten.mean.dim: _aten.sum.dim_IntList}
+_LIKE = {_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default}
+_ROW_BY_ROW = {_aten._to_copy.default, _aten.clone.default} | _LIKE  # beside those that torch calls pointwise
 
 
 class _Facts(NamedTuple):
@@ -35,16 +41,15 @@ def _facts(func: Any) -> _Facts:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every operation that runs, until one comes that cannot be played back.
+    """Notes every operation that runs on a slice, until one comes that cannot be played back.
 
     Args:
         inputs: tensors of one shape, and 0-d tensors.
-        sums: whether sums over the slice may be among them.
     """
 
-    def __init__(self, inputs: Sequence[Tensor], sums: bool = False) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.inputs, self.sums = len(inputs), sums
+        self.inputs = len(inputs)
         self.values: list[Any] = [*inputs]  # keeps them alive, so that an id stands for one tensor
         self.kept: list[Tensor] = []  # other names of values
         self.number = {id(x): i for i, x in enumerate(inputs)}
@@ -78,7 +83,7 @@ class _Recorder(TorchDispatchMode):
         if -1 in numbers:
             return False
         tensors = [i for i, value in zip(numbers, args, strict=True) if isinstance(value, Tensor)]
-        if out.ndim == 0 and any(self.values[i].ndim for i in tensors) and not (self.sums and func is SUM):
+        if out.ndim == 0 and any(self.values[i].ndim for i in tensors):
             return False
         if facts.writes:
             if any(numbers[i] not in self.results for i in facts.writes) or id(out) not in self.number:
@@ -124,41 +129,130 @@ def record(f: Callable[[], tuple[Any, Sequence[Tensor]]], inputs: Sequence[Tenso
     ) if recorder.playable and known.issuperset(numbers) else None
 
 
-def record_with_sums(f: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[Sequence[Tensor]]) -> Tape | None:
-    """Return a tape of a function of a whole tensor, which may take sums over it and divide by its length.
+class _RowRecorder(TorchDispatchMode):
+    """Notes every operation on tensors without data, until one comes that cannot be done slice by slice.
 
-    What is a number of the function itself, and what the length, shows in two recordings of different length.
+    Args:
+        inputs: tensors on the device ``meta``.
+        sliced: the numbers of those that are cut into slices along their first axis, all of one length.
+        device: on which the operations will be played.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], sliced: AbstractSet[int], device: torch.device) -> None:
+        super().__init__()
+        self.values: list[Any] = [*inputs]  # keeps them alive, so that an id stands for one tensor
+        self.kept: list[Tensor] = []  # other names of values
+        self.number = {id(x): i for i, x in enumerate(inputs)}
+        self.sliced, self.device = {*sliced}, device
+        self.rows = inputs[min(sliced)].shape[0]
+        self.ops: list[Noted] = []
+        self.playable = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.playable = self.playable and self._note(func, args, kwargs or {}, out)
+        return out
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not tensors and not isinstance(out, Tensor):
+            return not any(isinstance(value, list) and _has_tensor(value) for value in args)
+        if not isinstance(out, Tensor) or any(map(_has_tensor, (*args, *kwargs.values()))) or not deterministic(func):
+            return False
+        if any(x.is_meta and id(x) not in self.number for x in tensors):
+            return False  # a constant whose value nobody knows
+        if func in _SAME and id(args[0]) in self.number:
+            self.number[id(out)] = self.number[id(args[0])]
+            self.kept.append(out)
+            return True
+        if _facts(func).writes or id(out) in self.number or any(isinstance(v, Tensor) for v in kwargs.values()):
+            return False
+        kwargs = {**kwargs, "device": self.device} if kwargs.get("device") is not None else kwargs
+        if _facts(func).fills:
+            value = args[2] if len(args) > 2 else float(func.overloadpacket is _aten.new_ones)
+            func, args = _aten.full.default, [[*args[1]], value]
+            kwargs, tensors = {"dtype": out.dtype, "device": self.device}, []
+        cut = [x for x in tensors if self._number_of(x) in self.sliced]
+        if not cut:
+            self._add(func, args, kwargs, out)
+        elif torch.Tag.pointwise in func.tags or func in _ROW_BY_ROW:
+            if not self._is_row_by_row(tensors, out):
+                return False
+            self.sliced.add(self._add(func, args, kwargs, out))
+        else:
+            return self._reduce(func, args, kwargs, out)
+        return True
+
+    def _is_row_by_row(self, tensors: Sequence[Tensor], out: Tensor) -> bool:
+        """Tell whether the slices of a pointwise result are made of the same slices, and of what is not cut."""
+        if not out.ndim or out.shape[0] != self.rows:
+            return False
+        cut = [self._number_of(x) in self.sliced for x in tensors]
+        return all(
+            x.ndim == out.ndim if c else x.ndim < out.ndim or x.shape[0] == 1 for x, c in zip(tensors, cut, strict=True)
+        )
+
+    def _reduce(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> bool:
+        """Note a reduction: of every row by itself, or of all rows."""
+        x, *rest = args
+        if func not in REDUCTIONS and func not in _MEANS:
+            return False
+        axes = [axis % x.ndim for axis in (rest[0] or () if rest else ())] or [*range(x.ndim)]
+        if 0 not in axes:
+            self.sliced.add(self._add(func, args, kwargs, out))
+        elif func in REDUCTIONS:
+            self._add(func, args, kwargs, out)
+        else:
+            total = torch.empty_like(out)
+            self._add(_MEANS[func], args, kwargs, total)
+            self._add(_aten.div.Tensor, [total, math.prod(x.shape[axis] for axis in axes)], {}, out)
+        return True
+
+    def _add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> int:
+        result = self._number_of(out)
+        self.ops.append(Noted(func, tuple(map(self._number_of, args)), kwargs, result))
+        return result
+
+    def _number_of(self, value: Any) -> int:
+        if id(value) not in self.number:
+            self.number[id(value)] = len(self.values)
+            self.values.append(value)
+        return self.number[id(value)]
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(x, Tensor) for x in value)
+
+
+def record_by_rows(
+    f: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor], sliced: AbstractSet[int]
+) -> Tape | None:
+    """Return a tape of a function that can be played in passes over slices along the first axis of its tensors.
+
+    The function is run on tensors without data. It may do the same to every entry, or combine entries of a row, and
+    take sums, means and extremes over all rows.
 
     Args:
         f: returns for each of its inputs the tensor that takes its place, itself if none does.
-        inputs: two samples of its arguments, tensors of a length and 0-d tensors; nothing is written into them.
+        inputs: its arguments; nothing is written into them.
+        sliced: the numbers of those that are cut into slices, all of one length. At least one is.
 
     Returns:
-        The tape, or None if the function cannot be played in passes over slices.
+        The tape, or None if the function does something else, or needs to know values.
     """
-    recorders, outputs = [], []
-    for sample in inputs:
-        with _Recorder(sample, sums=True) as recorder:
-            out = f(list(sample))
-        recorders.append(recorder)
-        outputs.append([recorder.number.get(id(new), -1) for new in out])
-    first, second = recorders
-    known = {*range(first.inputs), *first.results}
-    in_place = any(op.result in op.args for op in first.ops)
-    if not (first.playable and second.playable and known.issuperset(outputs[0])) or in_place:
+    device = inputs[min(sliced)].device
+    stand_ins = [torch.empty_like(x, device="meta", requires_grad=False) for x in inputs]
+    try:
+        with _RowRecorder(stand_ins, sliced, device) as recorder:
+            outputs = list(f([*stand_ins]))
+    except Exception:  # no values to look at, no rule for this device: whatever it is, it shows where it runs with data
         return None
-    if outputs[0] != outputs[1] or first.ops != second.ops:
+    numbers = [recorder.number.get(id(out), -1) for out in outputs]
+    fits = all(
+        (new in recorder.sliced) == (i in sliced) and out.shape == x.shape
+        for i, (new, out, x) in enumerate(zip(numbers, outputs, stand_ins, strict=True))
+    )
+    if not recorder.playable or -1 in numbers or not fits:
         return None
-    constants = [i for i in range(first.inputs, len(first.values)) if i not in first.results]
-    sizes = first.shape.numel(), second.shape.numel()
-    lengths = [i for i in constants if (first.values[i], second.values[i]) == sizes]
-    same = all(_alike(first.values[i], second.values[i]) for i in constants if i not in lengths)
-    return Tape(first.ops, first.values, first.inputs, outputs[0], lengths) if same else None
-
-
-def _alike(x: Any, y: Any) -> bool:
-    if x is y:
-        return True
-    if isinstance(x, Tensor):
-        return isinstance(y, Tensor) and x.dtype == y.dtype and x.device == y.device and bool(x == y)
-    return type(x) is type(y) and x == y
+    real = lambda x: torch.empty((), dtype=x.dtype) if isinstance(x, Tensor) and x.is_meta and not x.ndim else x
+    return Tape(recorder.ops, [*map(real, recorder.values)], len(inputs), numbers, recorder.sliced)

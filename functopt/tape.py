@@ -1,4 +1,4 @@
-"""What a function does to one slice of a tensor, so that it can be done to the others.
+"""What a function does to one slice of its tensors, along their first axis, so that it can be done to the others.
 
 Playing a tape back spares the Python around every operation, and intermediate results take turns in a few buffers,
 which stay in the cache; new values are written where the old ones are, as soon as nothing needs those any more.
@@ -7,8 +7,10 @@ which stay in the cache; new values are written where the old ones are, as soon 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,12 @@ from torch import Tensor
 
 from functopt.folding import FOLDED, Noted, fold
 
-__all__ = ["SUM", "Buffers", "Tape", "deterministic"]
+__all__ = ["REDUCTIONS", "Buffers", "Tape", "deterministic"]
+
+THIN = 3  # what is so many times smaller than the largest is kept from pass to pass
+
+
+_ALL = slice(None)
 
 
 class _Op(NamedTuple):
@@ -40,24 +47,25 @@ class Buffers:
         self.entries = entries
         self._known: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
-    def take(self, number: int, dtype: torch.dtype, like: Tensor) -> Tensor:
-        """Return the buffer of a number, as long as a slice and on its device."""
-        numel, key = like.numel(), (number, dtype, like.device)
+    def take(self, number: int, dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return the buffer of a number in a shape."""
+        numel, key = math.prod(shape), (number, dtype, device)
         if key not in self._known or self._known[key].numel() < numel:
-            self._known[key] = torch.empty(max(numel, self.entries), dtype=dtype, device=like.device)
-        return self._known[key][:numel]
+            self._known[key] = torch.empty(max(numel, self.entries), dtype=dtype, device=device)
+        return self._known[key][:numel].view(shape)
 
 
 class Tape:
-    """The operations of a function: those on slices, and those on 0-d tensors, which all slices have in common.
+    """The operations of a function: those on slices, and those on what all slices have in common.
 
-    A function that takes sums over the whole tensor is played in as many passes over the slices as its sums are nested
-    in one another, and one more. Passes before the last one compute no more than the sums, and write nothing. ::
+    A function that takes sums over all slices is played in as many passes over them as its sums are nested in one
+    another, and one more. Passes before the last one compute no more than the sums, and write nothing; what is thin
+    (such as a mean of every row) is kept for the passes that follow. ::
 
         memory = tape.start(inputs)
         for number in range(tape.passes):
-            for slice in slices:
-                tape.play(memory, slice, number)
+            for at in slices:
+                tape.play(memory, [input[at] for those in slices, others as they are], number, at)
             tape.finish(memory, number)
 
     Args:
@@ -65,37 +73,54 @@ class Tape:
         values: by their numbers, the inputs first, then what was computed and the constants.
         inputs: how many of them are inputs.
         outputs: for each input the number of what takes its place; itself if nothing does.
-        lengths: the numbers of values that are the number of entries of the tensor.
+        sliced: the numbers of what belongs to a slice; by default all that are not 0-d.
 
     Attributes:
         room: its buffers; tapes that are played one after the other may share them.
+        common: of the inputs that all slices have in common, those that something takes the place of, with its number.
     """
 
     def __init__(
-        self, noted: list[Noted], values: list[Any], inputs: int, outputs: Sequence[int], lengths: Sequence[int] = ()
+        self,
+        noted: list[Noted],
+        values: list[Any],
+        inputs: int,
+        outputs: Sequence[int],
+        sliced: AbstractSet[int] | None = None,
     ) -> None:
         results = {op.result for op in noted}
+        if sliced is None:
+            sliced = {i for i, value in enumerate(values) if isinstance(value, Tensor) and value.ndim}
         self.memory: list[Any] = [None if i < inputs or i in results else x for i, x in enumerate(values)]
-        self.lengths, self.room = lengths, Buffers()
+        self.sliced, self.room = sliced, Buffers()
         self._started: tuple[Any, list[Any]] = None, []  # for which 0-d inputs, and what was computed
-        self._entries = next(i for i, value in enumerate(values) if value.ndim)
-        level = _levels(noted, values)
-        ops = [op for op in noted if _on_slices(op, values)]
+        self._first = min(sliced)
+        level = _levels(noted, sliced)
+        ops = [op for op in noted if op.result in sliced or _is_sum(op, sliced)]
         ops, same = _without_repetitions(ops, values)
-        self.scalars = [(i, same.get(new, new)) for i, new in enumerate(outputs) if new != i and values[i].ndim == 0]
-        new = {i: same.get(new, new) for i, new in enumerate(outputs) if new != i and values[i].ndim}
+        new = {i: same.get(number, number) for i, number in enumerate(outputs) if number != i}
+        self.common = [(i, number) for i, number in new.items() if i not in sliced]
+        new = {i: number for i, number in new.items() if i in sliced}
         self.passes = 1 + max(level.values(), default=0)
-        scalar_ops = [op._replace(args=tuple(same.get(i, i) for i in op.args)) for op in noted]
-        scalar_ops = [op for op in scalar_ops if values[op.result].ndim == 0 and not _on_slices(op, values)]
-        self._repeatable = all(deterministic(op.func) for op in scalar_ops)
+        common_ops = [op._replace(args=tuple(same.get(i, i) for i in op.args)) for op in noted]
+        common_ops = [op for op in common_ops if op.result not in sliced and not _is_sum(op, sliced)]
+        self._repeatable = all(deterministic(op.func) for op in common_ops)
+        wanted: list[list[int]] = [[] for _ in range(self.passes)]
+        for op in ops:
+            if _is_sum(op, sliced):
+                wanted[level[op.result] - 1].append(op.result)
+        wanted[-1] = [*new.values()]
+        size = max(math.prod(values[i].shape[1:]) for i in sliced if i < inputs)
+        thin = {op.result for op in ops if math.prod(values[op.result].shape[1:]) * THIN <= size} & sliced
+        done = _in_passes(ops, wanted, sliced, thin) if self.passes > 1 else [ops]
+        kept = _kept(done, wanted, thin)
         self._passes: list[_Pass] = []
-        for number in range(self.passes):
+        for number, own in enumerate(done):
             last = number == self.passes - 1
-            own = [_plain(op) for op in scalar_ops if level[op.result] == number]
-            sums = [] if last else [op.result for op in ops if _is_sum(op, values) and level[op.result] == number + 1]
-            self._passes.append(_Pass(self, own, sums))
-            needed = _needed(ops, values, [*new.values()] if last else sums) if self.passes > 1 else ops
-            self._passes[-1].place(needed, values, inputs, new if last else {})
+            before = [_plain(op) for op in common_ops if level[op.result] == number]
+            sums = [] if last else [(op.result, REDUCTIONS[op.func]) for op in own if op.result in wanted[number]]
+            self._passes.append(_Pass(self, before, sums, kept[: number + 1]))
+            self._passes[-1].place(own, values, inputs, new if last else {})
 
     @property
     def ops(self) -> list[_Op]:
@@ -103,7 +128,7 @@ class Tape:
         return self._passes[-1].ops
 
     @property
-    def buffers(self) -> dict[int, torch.dtype]:
+    def buffers(self) -> dict[int, tuple[Sequence[int], torch.dtype]]:
         """The places of the last pass that intermediate results take turns in."""
         return self._passes[-1].buffers
 
@@ -112,34 +137,32 @@ class Tape:
         """What the last pass has to copy, since it could not be written where it belongs at once."""
         return self._passes[-1].copies
 
-    def start(self, inputs: Sequence[Tensor], length: int = 0) -> list[Any]:
-        """Compute what the slices of one tensor have in common.
+    def start(self, inputs: Sequence[Tensor]) -> list[Any]:
+        """Compute what all slices have in common.
 
         Args:
-            inputs: as for :meth:`play`; only the 0-d tensors among them are read.
-            length: the number of entries of the tensor.
+            inputs: the whole tensors; only what the slices have in common is read.
         """
-        scalars = [x for x in inputs if not x.ndim]
+        common = [x for i, x in enumerate(inputs) if i not in self.sliced]
         # mostly all parameters have the same bookkeeping; elsewhere than on the CPU one would have to wait for numbers
-        known = self._repeatable and all(type(x) is Tensor and x.device.type == "cpu" for x in scalars)
-        at = (length if self.lengths else 0, *[x.item() for x in scalars]) if known else None
+        known = self._repeatable and all(type(x) is Tensor and not x.ndim and x.device.type == "cpu" for x in common)
+        at = [x.item() for x in common] if known else None
         if at is None or at != self._started[0]:
             memory = [*inputs, *self.memory[len(inputs) :]]
-            for i in self.lengths:
-                memory[i] = length
             self._passes[0].begin(memory)
             self._started = at, memory[len(inputs) :]
         return [*inputs, *self._started[1]]
 
-    def play(self, memory: list[Any], inputs: Sequence[Tensor], number: int = 0) -> None:
+    def play(self, memory: list[Any], inputs: Sequence[Tensor], number: int = 0, at: slice = _ALL) -> None:
         """Do to a slice what was recorded; in the last pass its new values take the place of the old ones.
 
         Args:
             memory: from :meth:`start`.
             inputs: the tensors of the slice, in the order in which they were recorded.
             number: of the pass.
+            at: which slice it is.
         """
-        self._passes[number].play(memory, inputs, inputs[self._entries], self.room)
+        self._passes[number].play(memory, inputs, at, inputs[self._first], self.room)
 
     def finish(self, memory: list[Any], number: int = 0) -> None:
         """End a pass, when all slices have been played."""
@@ -152,25 +175,33 @@ class _Pass:
 
     Args:
         tape: the tape, in whose memory places are made.
-        scalar_ops: what is done before.
-        sums: the places of the sums that it computes.
+        common_ops: what is done before.
+        sums: the places of the sums that it computes, and how those of two slices become one.
+        kept: of this and every pass before, the places of what is kept.
     """
 
-    def __init__(self, tape: Tape, scalar_ops: list[_Op], sums: list[int]) -> None:
-        self.template, self.scalar_ops, self.sums = tape.memory, scalar_ops, sums
+    def __init__(
+        self, tape: Tape, common_ops: list[_Op], sums: list[tuple[int, Any]], kept: Sequence[AbstractSet[int]]
+    ) -> None:
+        self.template, self.sliced, self.first = tape.memory, tape.sliced, tape._first
+        self.common_ops, self.sums, self.keeps = common_ops, sums, kept[-1]
+        self.at_hand = [i for places in kept for i in places]
 
     def begin(self, memory: list[Any]) -> None:
         """Compute what the slices have in common in this pass."""
         memory += self.template[len(memory) :]
-        for op in self.scalar_ops:
+        for op in self.common_ops:
             memory[op.to] = op.call(*op.reads(memory), **op.kwargs)
-        for i in self.sums:
-            memory[i] = 0.0
+        for i in self.keeps:
+            shape, dtype = self.kinds[i]
+            memory[i] = torch.empty((len(memory[self.first]), *shape), dtype=dtype, device=memory[self.first].device)
+        for i, _ in self.sums:
+            memory[i] = None
 
     def _number(self, compute: Callable[..., float], places: Sequence[int]) -> int:
         """Return the place of a number of Python's that is computed before, as which a factor is needed."""
         place = self._new_place()
-        self.scalar_ops.append(_Op(compute, _getter([*places]), {}, place, False))
+        self.common_ops.append(_Op(compute, _getter([*places]), {}, place, False))
         return place
 
     def _new_place(self) -> int:
@@ -182,21 +213,24 @@ class _Pass:
 
         That may be the place of an input which is not read any more and is replaced later.
         """
-        ops = fold(ops, values, [*outputs.values(), *self.sums], self._number)
+        ops = fold(ops, values, [*outputs.values(), *(i for i, _ in self.sums), *self.keeps], self._number)
+        kind = lambda i: (values[i].shape[1:], values[i].dtype)
+        self.kinds = {i: kind(i) for i in self.keeps}
         last = {i: k for k, op in enumerate(ops) for i in (*op.args, op.result)}
         last.update(dict.fromkeys(outputs.values(), len(ops)))
         replaces = {new: i for i, new in outputs.items()}
         made = {op.result: k for k, op in reversed([*enumerate(ops)])}  # first, before any change of it
         replaced = {i: made[new] for i, new in outputs.items() if new in made and _pointwise(ops[made[new]])}
         place = {i: i for i in range(len(self.template))}
-        self.buffers: dict[int, torch.dtype] = {}
+        self.buffers: dict[int, tuple[Sequence[int], torch.dtype]] = {}  # what shape the rows have
         self.ops: list[_Op] = []
+        self.kept_later: list[int] = []  # what could not be written where it is kept at once
         free: list[int] = []
 
         def spent(k: int, op: Noted) -> int:
             """Return the place of an input that is read last here, if the result is not needed once it is replaced."""
             places = (place[i] for i in op.args if _pointwise(op) and last[i] == k and place[i] in replaced)
-            fits = (i for i in places if last[op.result] <= replaced[i] and values[i].dtype == values[op.result].dtype)
+            fits = (i for i in places if last[op.result] <= replaced[i] and kind(i) == kind(op.result))
             return next((i for i in fits if last[i] <= k), -1)
 
         for k, op in enumerate(ops):
@@ -204,19 +238,22 @@ class _Pass:
             if _pointwise(op):
                 free += [place[i] for i in gone]
             call = FOLDED.get((op.func, len(op.args)))
-            out = None if _is_sum(op, values) else call or _out_variant(op.func)
-            dtype = values[op.result].dtype
+            out = None if _is_sum(op, self.sliced) else call or _out_variant(op.func)
             over = replaces.get(op.result, -1)
             if op.result in op.args or out is None:  # in place already, or never
                 self.ops.append(_plain(op, place))
+                self.kept_later += [op.result] if op.result in self.keeps else []
             else:
-                if over >= 0 and last.get(over, -1) <= (k if _pointwise(op) else k - 1) and values[over].dtype == dtype:
+                at_once = last.get(over, -1) <= (k if _pointwise(op) else k - 1)
+                if op.result in self.keeps:
+                    to = op.result
+                elif over >= 0 and at_once and kind(over) == kind(op.result):
                     to = over
                 elif (to := spent(k, op)) < 0:
-                    to = next((b for b in free if self.buffers[b] == dtype), -1)
+                    to = next((b for b in free if self.buffers[b] == kind(op.result)), -1)
                     if to < 0:
                         to = self._new_place()
-                        self.buffers[to] = dtype
+                        self.buffers[to] = kind(op.result)
                     else:
                         free.remove(to)
                 reads = _getter([place[i] for i in op.args])
@@ -227,18 +264,22 @@ class _Pass:
         # what could not be written at once; an input that moves is read before anything is written
         self.copies = [(i, place[new], new < inputs) for i, new in outputs.items() if place[new] != i]
 
-    def play(self, memory: list[Any], inputs: Sequence[Tensor], one: Tensor, room: Buffers) -> None:
+    def play(self, memory: list[Any], inputs: Sequence[Tensor], at: slice, one: Tensor, room: Buffers) -> None:
         """Do to a slice what was recorded, and add up its part of the sums."""
         common, memory = memory, [*inputs, *memory[len(inputs) :]]
-        for number, (i, dtype) in enumerate(self.buffers.items()):
-            memory[i] = room.take(number, dtype, one)
+        for i in self.at_hand:
+            memory[i] = common[i][at]
+        for number, (i, (shape, dtype)) in enumerate(self.buffers.items()):
+            memory[i] = room.take(number, dtype, (len(one), *shape), one.device)
         for call, reads, kwargs, to, in_place in self.ops:
             if in_place:
                 call(*reads(memory), **kwargs, out=memory[to])
             else:
                 memory[to] = call(*reads(memory), **kwargs)
-        for i in self.sums:
-            common[i] = common[i] + memory[i]
+        for i, add in self.sums:
+            common[i] = memory[i] if common[i] is None else add(common[i], memory[i])
+        for i in self.kept_later:
+            common[i][at].copy_(memory[i])
         moved = [memory[source].clone() if moves else memory[source] for _, source, moves in self.copies]
         for (to, _, _), value in zip(self.copies, moved, strict=True):
             memory[to].copy_(value)
@@ -248,32 +289,45 @@ def _pointwise(op: Noted) -> bool:
     return torch.Tag.pointwise in op.func.tags
 
 
-def _is_sum(op: Noted, values: list[Any]) -> bool:
-    return op.func is SUM and bool(values[op.args[0]].ndim)
+def _is_sum(op: Noted, sliced: AbstractSet[int]) -> bool:
+    return op.result not in sliced and not sliced.isdisjoint(op.args)
 
 
-def _on_slices(op: Noted, values: list[Any]) -> bool:
-    return bool(values[op.result].ndim) or _is_sum(op, values)
-
-
-def _levels(ops: list[Noted], values: list[Any]) -> dict[int, int]:
+def _levels(ops: list[Noted], sliced: AbstractSet[int]) -> dict[int, int]:
     """Return for each result how many sums, one in the other, it is made of."""
     level: dict[int, int] = {}
     for op in ops:
-        level[op.result] = max((level.get(i, 0) for i in op.args), default=0) + _is_sum(op, values)
+        level[op.result] = max((level.get(i, 0) for i in op.args), default=0) + _is_sum(op, sliced)
     return level
 
 
-def _needed(ops: list[Noted], values: list[Any], results: Sequence[int]) -> list[Noted]:
-    """Return the operations without which the results cannot be had; other sums are known by then.
+def _in_passes(
+    ops: list[Noted], wanted: list[list[int]], sliced: AbstractSet[int], thin: AbstractSet[int]
+) -> list[list[Noted]]:
+    """Return for each pass the operations without which its results cannot be had.
 
-    None of the operations may be in place.
+    Sums of the passes before are known by then, and so is what is thin and was computed. None of the operations may be
+    in place.
     """
-    wanted, kept = {*results}, []
-    for op in reversed(ops):
-        if op.result in wanted and (op.result in results or not _is_sum(op, values)):
-            wanted.update(op.args)
-            kept.append(op)
+    passes, known = [], set[int]()
+    for results in wanted:
+        needed, own = {*results} - known, []
+        for op in reversed(ops):
+            if op.result in needed and (op.result in results or not _is_sum(op, sliced)):
+                needed.update(i for i in op.args if i not in known)
+                own.append(op)
+        known |= {op.result for op in own} & thin
+        passes.append(own[::-1])
+    return passes
+
+
+def _kept(passes: list[list[Noted]], wanted: list[list[int]], thin: AbstractSet[int]) -> list[set[int]]:
+    """Return for each pass what is thin and needed by a later one."""
+    kept, later = [], set[int]()
+    for own, results in zip(reversed(passes), reversed(wanted), strict=True):
+        made = {op.result for op in own} & thin
+        kept.append(made & later)
+        later |= {i for op in own for i in op.args if i not in made} | {i for i in results if i not in made}
     return kept[::-1]
 
 
@@ -283,7 +337,14 @@ def deterministic(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded not in func.tags
 
 
-SUM = torch.ops.aten.sum.default
+_aten = torch.ops.aten
+REDUCTIONS = {
+    _aten.sum.default: torch.add,
+    _aten.sum.dim_IntList: torch.add,
+    _aten.amax.default: torch.maximum,
+    _aten.amin.default: torch.minimum,
+}
+"""What may be taken over all slices, and how that of some and that of others become one."""
 
 
 def _without_repetitions(ops: list[Noted], values: list[Any]) -> tuple[list[Noted], dict[int, int]]:
@@ -294,7 +355,7 @@ def _without_repetitions(ops: list[Noted], values: list[Any]) -> tuple[list[Note
     kept: list[Noted] = []
     for op in ops:
         args = tuple(same.get(i, i) for i in op.args)
-        means = [i if isinstance(values[i], Tensor) else (type(values[i]), values[i]) for i in args]
+        means = [i if isinstance(values[i], (Tensor, list)) else (type(values[i]), values[i]) for i in args]
         key = op.func, tuple(means), tuple(sorted(op.kwargs.items()))
         repeatable = not changed.intersection((op.result, *args)) and deterministic(op.func)
         if repeatable and key in seen:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functopt as fo
-from functopt import StatefulOptimizer, eager, tree
+from functopt import StatefulOptimizer, eager, pieces, tree
 from functopt.param_state import select
 
 COMPILE = {"backend": "aot_eager"}  # the graph and its donation; what inductor makes of it is tested in one place
@@ -65,8 +65,7 @@ PIECES = [(1 << 18, 1 << 14), (1, 0), (5, 0), (7, 3), (20, 12)]
 def test_eager_steps_equal_the_pure_function(row: Row, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", sizes[0])
     monkeypatch.setattr(eager, "SMALL", sizes[1])
-    monkeypatch.setattr(eager, "SAMPLE", 2)
-    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (5, 3))
+    monkeypatch.setattr(pieces, "SAMPLE", 2)
     tx, grads, params = row.make(), make_grads(steps=4), parameters()
     optimizer = StatefulOptimizer(params.items(), tx)
     steps(optimizer, params, grads)
@@ -85,18 +84,20 @@ def test_stacks_equal_the_pure_function(row: Row, monkeypatch: pytest.MonkeyPatc
 def test_pieces_are_what_they_should_be(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 8)
     monkeypatch.setattr(eager, "SMALL", 3)
-    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (5, 3))
     step = lambda tx: cast(Any, StatefulOptimizer(parameters().items(), tx)._step)
     kinds = lambda tx: [type(p).__name__ for p in step(tx).route.pieces]
-    assert kinds(fo.adamw()) == ["_Gathered", "_Slices", "_Slices"]  # 3 and 1, then 12 twice
-    assert kinds(fo.lamb()) == ["_Gathered", "_SlicesOfLeaf", "_SlicesOfLeaf"]
+    assert kinds(fo.adamw()) == ["Gathered", "Slices", "Slices"]  # 3 and 1, then 12 twice
+    assert kinds(fo.lamb()) == ["Gathered", "Rows", "Rows"]
     masked = {name: name.endswith("weight") for name in parameters()}
-    assert kinds(fo.lamb(mask=masked)) == ["_Gathered", "_Whole", "_Whole"]  # which leaf it is has to be known
-    assert kinds(fo.adafactor()) == ["_Whole"] * 4
+    assert kinds(fo.lamb(mask=masked)) == ["Gathered", "Rows", "Rows"]
+    assert kinds(fo.adamw(mask=masked)) == ["Gathered", "Rows", "Rows"]
+    told = fo.stateless_with_tree_map(lambda g, p: g / p.norm())
+    assert kinds(fo.chain(told, fo.lamb())) == ["Whole"]  # who knows what a function does
+    assert kinds(fo.adafactor()) == ["Whole", "Whole", "Rows", "Rows"]
     monkeypatch.setattr(eager, "FEW", 1)
-    assert kinds(fo.adafactor()) == ["_Stack", "_Stack", "_Whole", "_Whole"]
-    assert kinds(fo.adafactor(mask=masked)) == ["_Whole"] * 4
-    assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["_Whole"]  # one piece: the norm comes last
+    assert kinds(fo.adafactor()) == ["Stack", "Stack", "Rows", "Rows"]
+    assert kinds(fo.adafactor(mask=masked)) == ["Whole", "Whole", "Rows", "Rows"]
+    assert kinds(fo.chain(fo.adamw(), fo.clip_by_global_norm(1.0))) == ["Whole"]  # one piece: the norm comes last
 
 
 @pytest.mark.parametrize("id", ["adamw/masked", "adafactor", "lookahead/lamb", "chain/clipped_adamw"])
@@ -350,7 +351,7 @@ def test_an_eager_step_holds_little_twice(id: str):
     with Live() as live:
         optimizer.step()
     # a few buffers for a slice, one slice at a time, and all that the recorded sample makes
-    assert 0 < live.peak <= 4 * (3 * eager.PIECE + 16 * eager.SAMPLE) <= leaf.numel() * 4
+    assert 0 < live.peak <= 4 * (3 * eager.PIECE + 16 * pieces.SAMPLE) <= leaf.numel() * 4
 
 
 # Small parameters of one shape, where a rule needs the shape
@@ -396,10 +397,10 @@ def test_small_parameters_of_one_shape_are_done_together(
     make: Any, without: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
     optimizer, params = alike(make)
-    assert kinds(optimizer) == ["_Stack", "_Stack", "_Stack", "_Whole"]
+    assert kinds(optimizer) == ["Stack", "Stack", "Stack", "Whole"]
     monkeypatch.setattr(eager, "FEW", 100)
     one_by_one, others = alike(make)
-    assert kinds(one_by_one) == ["_Whole"] * len(params)
+    assert kinds(one_by_one) == ["Whole"] * len(params)
     monkeypatch.undo()
     for step in range(4):
         for i, (key, param) in enumerate(params.items()):
@@ -427,3 +428,126 @@ def test_a_rule_is_called_once_for_a_stack_or_by_itself_if_it_looks_at_values():
             assert len(seen) == count
     for a, b in zip(*(optimizer.param_groups[0]["params"] for optimizer in optimizers), strict=True):
         assert torch.equal(a, b)
+
+
+# Large parameters, for rules that need more than an entry: in slices along their first axis
+
+LARGE = {"w": (6, 40), "v": (6, 40), "kernel": (7, 3, 5, 2), "b": (60,), "wide": (2, 90), "one": (1, 70)}
+
+
+def only_matrices(params: Any) -> Any:
+    return {key: param.ndim > 1 for key, param in params.items()}
+
+
+def labels(params: Any) -> Any:
+    return {key: "a" if key in ("w", "b") else "b" for key in params}
+
+
+TAPES = {
+    # how many recordings: one for two of a shape; of a single row none; with a mask, one for each parameter
+    "adafactor": (lambda: fo.adafactor(0.1, weight_decay=0.1), 4),
+    "adafactor, optax": (lambda: fo.adafactor(0.1, form="optax", min_dim_size_to_factor=2), 4),
+    "adafactor, masked": (lambda: fo.adafactor(0.1, weight_decay=0.1, mask=only_matrices), 5),
+    "lamb": (lambda: fo.lamb(0.1, weight_decay=0.1), 5),
+    "lamb, masked": (lambda: fo.lamb(0.1, weight_decay=0.1, mask=only_matrices), 5),
+    "adamw, masked": (lambda: fo.adamw(0.1, weight_decay=0.1, mask={key: key != "b" for key in LARGE}), 5),
+    "sm3": (lambda: fo.sm3(0.1), 4),
+    "adaptive clipping": (lambda: fo.chain(fo.adaptive_grad_clip(0.01), fo.sgd(0.1)), 4),
+    "after a norm": (lambda: fo.chain(fo.clip_by_global_norm(0.1), fo.adafactor(0.1)), 4),
+    "of parts": (lambda: fo.partition({"a": fo.adam(0.1), "b": fo.adafactor(0.1)}, labels), 5),
+}
+
+
+def large(tx: fo.Transform, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, nn.Parameter], list[Any]]:
+    """Return an optimizer of some large parameters, these, and a list that grows with each recording."""
+    recorded, real = [], pieces.record_by_rows
+    monkeypatch.setattr(pieces, "record_by_rows", lambda *args: recorded.append(real(*args)) or recorded[-1])
+    monkeypatch.setattr(eager, "PIECE", 90)
+    monkeypatch.setattr(eager, "SMALL", 50)
+    generator = torch.Generator().manual_seed(0)
+    drawn = {key: torch.randn(shape, generator=generator, dtype=torch.float64) for key, shape in LARGE.items()}
+    params = {key: nn.Parameter(leaf) for key, leaf in drawn.items()}
+    return StatefulOptimizer(params.items(), tx), params, recorded
+
+
+@pytest.mark.parametrize("id", TAPES)
+def test_large_parameters_are_done_in_slices(id: str, monkeypatch: pytest.MonkeyPatch):
+    make, count = TAPES[id]
+    optimizer, params, recorded = large(tx := make(), monkeypatch)
+    want = {key: param.detach().clone() for key, param in params.items()}
+    state = tx.init(want)
+    for step in range(4):
+        for key, param in params.items():
+            param.grad = (want[key] + step).cos()
+        optimizer.step()
+        want, state = tx.update({key: param.grad for key, param in params.items()}, state, want)
+    for key, param in params.items():
+        torch.testing.assert_close(param.detach(), want[key], rtol=1e-11, atol=1e-13, msg=lambda m, k=key: f"{k}: {m}")
+    assert bool(optimizer._inner.entries()) == bool(tree.leaves(state))
+    assert len(recorded) == count
+    assert None not in recorded
+
+
+def test_what_changes_from_step_to_step_is_recorded_as_an_input(monkeypatch: pytest.MonkeyPatch):
+    optimizer, params, recorded = large(tx := fo.adafactor(), monkeypatch)
+    want = {key: param.detach().clone() for key, param in params.items()}
+    state = tx.init(want)
+    counts = []
+    for lr, decay in [(0.1, 0.0), (0.1, 0.0), (0.2, 0.0), (0.3, 0.0), (0.4, 0.1), (0.5, 0.2), (0.1, 0.0)]:
+        optimizer.set_hypers(lr=lr, weight_decay=decay)
+        for key, param in params.items():
+            param.grad = want[key].sin()
+        optimizer.step()
+        want, state = tx.update({k: p.grad for k, p in params.items()}, state, want, {"lr": lr, "weight_decay": decay})
+        counts.append(len(recorded))
+    for key, param in params.items():
+        torch.testing.assert_close(param.detach(), want[key], rtol=1e-11, atol=1e-13)
+    assert counts == [4, 4, 8, 8, 12, 12, 12]
+
+
+def test_what_cannot_be_recorded_is_tried_once(monkeypatch: pytest.MonkeyPatch):
+    optimizer, params, recorded = large(fo.chain(by_rows(looks=True), fo.scale_by_lr(0.1)), monkeypatch)
+    before = {key: param.detach().clone() for key, param in params.items()}
+    for step in range(3):
+        optimizer.set_hypers(lr=0.1 + step)
+        for param in params.values():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert recorded == [None] * 4
+    for key, param in params.items():
+        torch.testing.assert_close(param.detach(), before[key] - 0.1 - 1.1 - 2.1)
+
+
+def test_extras_that_are_numbers_are_inputs(monkeypatch: pytest.MonkeyPatch):
+    @fo.link(scope="matrix")
+    def by_loss() -> Any:
+        def transform(updates, state, params, value=None):
+            return tree.map(lambda u: u * value / u.abs().amax(-1, keepdim=True), updates), state
+
+        return transform
+
+    optimizer, params, recorded = large(fo.chain(by_loss(), fo.scale_by_lr(1.0)), monkeypatch)
+    before = {key: param.detach().clone() for key, param in params.items()}
+    for value in (torch.tensor(1.0), torch.tensor(2.0), 3.0, 4.0):
+        for param in params.values():
+            param.grad = torch.full_like(param, 2.0)
+        optimizer.step(value=value)
+    assert len(recorded) == 2 * 4  # for a tensor and for a number
+    assert None not in recorded
+    for key, param in params.items():
+        torch.testing.assert_close(param.detach(), before[key] - 10.0)
+
+
+def test_extras_that_nobody_takes_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    optimizer, params, recorded = large(fo.adafactor(), monkeypatch)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack([param.square().sum() for param in params.values()]).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert len(recorded) == 4
+    assert None not in recorded

@@ -92,6 +92,27 @@ def test_a_period_of_one_is_the_optimizer_itself():
         same(params, at)
 
 
+def test_a_closure_is_what_it_climbs_with():
+    tx, ends = fo.sam(fo.sgd(0.1), fo.sam_ascent(), opaque_mode=True), []
+    for compiled in (False, {"backend": "aot_eager"}):
+        model = torch.nn.Linear(2, 1, dtype=torch.float64)
+        torch.nn.init.ones_(model.weight)
+        optimizer = fo.StatefulOptimizer(model.parameters(), tx, compile=compiled)
+
+        def closure(model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (model.weight - torch.tensor([2.0, -1.0])).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        ends.append(model.weight.detach())
+    # the gradient (-2, 4) climbs 0.05 of its length to that of (0.978, 1.045), twice the way from (2, -1)
+    at = torch.tensor([1.0, 1.0], dtype=torch.float64) + 0.05 * torch.tensor([-2.0, 4.0]) / 20**0.5
+    torch.testing.assert_close(ends[0][0], 1.0 - 0.2 * (at - torch.tensor([2.0, -1.0])))
+    assert torch.equal(*ends)
+
+
 def test_each_adversarial_step_may_have_its_own_batch():
     seen = []
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import functopt as fo
-from functopt import eager
+from functopt import eager, pieces
 from functopt.folding import FOLDED
-from functopt.recording import record, record_with_sums
+from functopt.recording import record, record_by_rows
 from functopt.sweep.memory import _Counting
 from functopt.tape import Tape
 from functopt.tree import arithmetic
@@ -44,7 +44,7 @@ def taped(
         memory = tape.start(inputs)
         tape.play(memory, inputs)
         got = list(inputs)
-        for i, new in tape.scalars:
+        for i, new in tape.common:
             got[i] = memory[new]
         # a product that is added at once is not rounded in between
         off = (4 * torch.finfo(dtype).eps if rounding is None else rounding) if folded(tape) else 0.0
@@ -181,7 +181,7 @@ def test_numbers_of_the_whole_parameter_are_computed_apart():
     tape = taped(f, slots=2, scalars=2)
     assert tape is not None
     assert len(tape.ops) == 2
-    assert [i for i, _ in tape.scalars] == [2]
+    assert [i for i, _ in tape.common] == [2]
 
 
 def test_what_tensors_have_in_common_is_computed_again_only_if_it_may_be_another():
@@ -214,7 +214,7 @@ def test_writing_in_place_into_what_the_function_made():
 def test_other_dtypes_on_the_way():
     tape = taped(lambda p, g, m: ((p.float() - 0.1 * g.float()).to(p.dtype), g, m), dtype=torch.bfloat16)
     assert tape is not None
-    assert {*tape.buffers.values()} <= {torch.float32, torch.bfloat16}
+    assert {dtype for _, dtype in tape.buffers.values()} <= {torch.float32, torch.bfloat16}
     assert taped(lambda p, g, m: (torch.where(p > g, m, p), g, m)) is not None
     assert taped(lambda p, g, m: ((p * g).detach() + m, g, m.detach())) is not None
 
@@ -282,7 +282,7 @@ def test_any_program(data):
 def test_a_step_of_many_slices_is_recorded_once_for_each_setting(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eager, "PIECE", 64)
     monkeypatch.setattr(eager, "SMALL", 8)
-    monkeypatch.setattr(eager, "SAMPLE", 16)
+    monkeypatch.setattr(pieces, "SAMPLE", 16)
     seen: list[int] = []
 
     @fo.link(scope="element")
@@ -321,23 +321,28 @@ SUMS: dict[str, tuple[Step, int]] = {
 
 
 def in_passes(f: Step, size: int, cut: int, scalars: int = 0) -> Tape | None:
-    """Record a function with sums, and check its tape on a tensor in slices."""
-    inputs = [*draw(size, size, [torch.float64] * 3), *[torch.tensor(0.5) for _ in range(scalars)]]
+    """Record a function of vectors with sums, and check its tape on slices of them."""
+    return by_rows(f, [*draw(size, size, [torch.float64] * 3), *[torch.tensor(0.5) for _ in range(scalars)]], cut)
+
+
+def by_rows(f: Step, inputs: list[Tensor], cut: int) -> Tape | None:
+    """Record a function, and check its tape on slices; what has as many rows as the first input is cut."""
     want = [t.clone() for t in f(*inputs)]
-    samples = [[x[:n] if x.ndim else x for x in inputs] for n in (11, 7)]
     before = [x.clone() for x in inputs]
-    tape = record_with_sums(lambda given: f(*given), samples)
+    rows = inputs[0].shape[0]
+    sliced = {i for i, x in enumerate(inputs) if x.ndim == inputs[0].ndim and x.shape[0] == rows}
+    tape = record_by_rows(lambda given: f(*given), inputs, sliced)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
     if tape is None:
         return None
-    slices = [[x[i : i + cut] if x.ndim else x for x in inputs] for i in range(0, size, cut)]
-    memory = tape.start(inputs, size)
+    memory = tape.start(inputs)
     for number in range(tape.passes):
-        for part in slices:
-            tape.play(memory, part, number)
+        for start in range(0, rows, cut):
+            at = slice(start, min(start + cut, rows))
+            tape.play(memory, [x[at] if i in sliced else x for i, x in enumerate(inputs)], number, at)
         tape.finish(memory, number)
     got = list(inputs)
-    for i, new in tape.scalars:
+    for i, new in tape.common:
         got[i] = memory[new]
     for x, y in zip(got, want, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
@@ -360,28 +365,153 @@ def test_numbers_made_of_sums():
 
     tape = in_passes(f, 40, 16, scalars=1)
     assert tape is not None
-    assert [i for i, _ in tape.scalars] == [3]
-
-
-def test_a_number_that_is_the_length_of_one_sample_only_by_accident():
-    tape = in_passes(lambda p, g, m: (p * 11 + g.sum() / 7, g, m), 23, 5)
-    assert tape is not None
-    assert not tape.lengths
+    assert [i for i, _ in tape.common] == [3]
 
 
 @pytest.mark.parametrize(
     "f",
     [
-        lambda p, g, m: (p - g / math.sqrt(p.numel()), g, m),  # a number that is made of the length
-        lambda p, g, m: (p - g.amax(), g, m),
-        lambda p, g, m: (p - g.sum(0), g, m),
-        lambda p, g, m: (p - float(g.sum()) * m, g, m),
-        lambda p, g, m: (p - (g * 2).add_(g.sum()), g, m),
+        lambda p, g, m: (p - g / math.sqrt(p.numel()), g, m),  # made of the length, which is what it is
         lambda p, g, m: (p - g if p.numel() > 10 else p + g, g, m),
+        lambda p, g, m: (p - g.amax(), g, m * g.amin()),
+        lambda p, g, m: (p - g.sum(0), g, m),
+        lambda p, g, m: (p - g.mean(), g, m),
+        lambda p, g, m: (p + g.new_full((), 2.0) * torch.ones_like(g), g, m * g.new_ones(1)),
+        lambda p, g, m: (p + torch.where(g > g.mean(), 1.0, m), g, m),
+    ],
+)
+def test_what_can_be_played_in_passes(f):
+    assert in_passes(f, 23, 5) is not None
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda p, g, m: (p - float(g.sum()) * m, g, m),
+        lambda p, g, m: (p - g if g.sum() > 0 else p, g, m),
+        lambda p, g, m: (p - (g * 2).add_(g.sum()), g, m),
+        lambda p, g, m: (p - g.flip(0), g, m),
+        lambda p, g, m: (p - g.cumsum(0), g, m),
+        lambda p, g, m: (p - g.view(-1), g, m),
+        lambda p, g, m: (p - torch.cat([g[1:], g[:1]]), g, m),
+        lambda p, g, m: (p - torch.arange(23.0, dtype=p.dtype), g, m),  # as long, but not cut
+        lambda p, g, m: (p + g @ m, g, m),
     ],
 )
 def test_what_cannot_be_played_in_passes(f):
     assert in_passes(f, 23, 5) is None
+
+
+def test_random_numbers_are_not_played_in_passes():
+    f = lambda p, g: [p + torch.rand_like(p), g]
+    assert record_by_rows(lambda given: f(*given), draw(0, 23, [torch.float64] * 2), {0, 1}) is None
+
+
+# Matrices: rows are cut, columns are common to all slices
+
+
+def matrices(rows: int = 23, columns: int = 40) -> list[Tensor]:
+    """Return a parameter, its gradient, a mean of every row and one of every column, and a count."""
+    shapes = (rows, columns), (rows, columns), (rows, 1), (1, columns)
+    return [x.view(shape) for shape in shapes for x in draw(1, math.prod(shape), [torch.float64])] + [torch.tensor(1.0)]
+
+
+def factored(p: Tensor, g: Tensor, row: Tensor, column: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+    row = torch.lerp(row, g.square().mean(1, keepdim=True), 0.1)
+    column = torch.lerp(column, g.square().mean(0, keepdim=True), 0.1)
+    update = g / ((row / row.mean(0, keepdim=True)).sqrt() * column.sqrt())
+    return p - 0.1 * update / update.square().mean().sqrt(), g, row, column, count + 1
+
+
+@pytest.mark.parametrize("cut", [1, 5, 64])
+def test_sums_over_rows_and_columns(cut: int):
+    tape = by_rows(factored, matrices(), cut)
+    assert tape is not None
+    assert tape.passes == 3
+    assert [i for i, _ in tape.common] == [3, 4]
+    # the row, once computed, is at hand in the passes that follow
+    means = [[op.call for op in one.ops].count(torch.ops.aten.mean.out._op) for one in tape._passes]
+    assert means == [1, 0, 0]
+    narrow = by_rows(factored, matrices(columns=2), cut)
+    assert narrow is not None
+    assert not narrow._passes[0].keeps  # half as large as the whole
+
+
+@pytest.mark.parametrize(
+    ("f", "passes"),
+    [
+        (lambda p, g, r, c, n: (p - g * r * c, g, r + n, c * n, n), 1),
+        (lambda p, g, r, c, n: (p - g.sum(-1, keepdim=True), g, g.amax(1, keepdim=True), c, n), 1),
+        (lambda p, g, r, c, n: (p, g, r, torch.maximum(c, g.abs().amax(0, keepdim=True)), n), 2),
+        (lambda p, g, r, c, n: (p + c + 2.0 * (r * g), g, r + 0.5 * r, c, n), 1),
+        (lambda p, g, r, c, n: (r + 0.5 * (g / p + 0.25 * r), g, r, c, n), 1),  # r has another shape than the sum
+        (lambda p, g, r, c, n: (p, g, g.sum((0, 1)) * r, c.squeeze(0).unsqueeze(0) * 2, n), 2),
+        (lambda p, g, r, c, n: (p * (r * g.mean()).sum(), g, r, c, n + c.sum()), 3),
+        (lambda p, g, r, c, n: (p - g.new_zeros(c.shape) * g, g, r, c, n), 1),
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 7])
+def test_matrices(f: Step, passes: int, cut: int):
+    tape = by_rows(f, matrices(), cut)
+    assert tape is not None
+    assert tape.passes == passes
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda p, g, r, c, n: (p - g @ g.mT @ g, g, r, c, n),
+        lambda p, g, r, c, n: (p - g.mT.mT, g, r, c, n),
+        lambda p, g, r, c, n: (p - g.sum(-1).unsqueeze(-1), g, r, c, n),
+        lambda p, g, r, c, n: (p - torch.linalg.vector_norm(g, dim=0, keepdim=True), g, r, c, n),
+        lambda p, g, r, c, n: (p, g, c.mT[: len(r)], c, n),  # what is common where something is cut
+        lambda p, g, r, c, n: (p, g, r, r.mT[:, :1].expand(c.shape), n),
+    ],
+)
+def test_matrices_that_cannot_be_cut(f: Step):
+    assert by_rows(f, matrices(), 7) is None
+
+
+def test_a_square_matrix_is_cut_once():
+    """Where rows and columns are equally many, shapes do not tell which axis is the one that is cut."""
+    square = lambda: [*matrices(6, 6)[:3], torch.arange(6.0, dtype=torch.float64)]
+    assert by_rows(lambda p, g, r, v: (p - g.sum(0), g, r, v), square(), 4) is not None  # a vector of the columns
+    assert by_rows(lambda p, g, r, v: (p - g.sum(1), g, r, v), square(), 4) is None  # one of the rows
+    assert by_rows(lambda p, g, r, v: (p - v, g, r, g.sum(0)), square(), 4) is not None
+    assert by_rows(lambda p, g, r, v: (p - v, g, r, g.sum(1)), square(), 4) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_program_of_matrices(data):
+    names = ["add", "mul", "lerp", "scaled", "rows", "columns", "largest", "all"]
+    program = data.draw(st.lists(st.tuples(st.sampled_from(names), *[st.integers(0, 30)] * 2), min_size=1, max_size=10))
+    outputs = data.draw(st.tuples(*[st.integers(0, 30)] * 4))
+    cut = data.draw(st.integers(1, 12))
+
+    def f(*inputs):
+        known = list(inputs)
+        for name, i, j in program:
+            a, b = known[i % len(known)], known[j % len(known)]
+            known.append(
+                {
+                    "add": lambda a=a, b=b: 0.5 * (a + b),
+                    "mul": lambda a=a, b=b: a * b / 2,
+                    "lerp": lambda a=a, b=b: a + 0.25 * (b - a),
+                    "scaled": lambda a=a, b=b: a / (b.square().sum() / b.numel()),
+                    "rows": lambda a=a, b=b: b * a.mean(-1, keepdim=True) if a.ndim else a,
+                    "columns": lambda a=a, b=b: b * a.mean(0, keepdim=True) if a.ndim else a,
+                    "largest": lambda a=a, b=b: a + b.amax(),
+                    "all": lambda a=a, b=b: a * b.mean(),
+                }[name]()
+            )
+        # of each shape one that was computed, or the input itself
+        alike = [[x for x in known if x.shape == inputs[i].shape] for i in range(4)]
+        return [*(found[n % len(found)] for found, n in zip(alike, outputs, strict=True)), inputs[4]]
+
+    values = f(*matrices(11, 20))
+    assume(all(float(x.min()) > 1e-3 and float(x.max()) < 1e3 for x in values))
+    by_rows(f, matrices(11, 20), cut)  # some cannot be: a row where a column is
 
 
 @settings(max_examples=60, deadline=None)
@@ -423,7 +553,7 @@ def test_any_program_with_sums(data):
 )
 def test_a_step_with_sums_holds_little(tx, monkeypatch):
     monkeypatch.setattr(eager, "PIECE", 1 << 14)
-    monkeypatch.setattr(eager, "SAMPLE", 1 << 10)
+    monkeypatch.setattr(pieces, "SAMPLE", 1 << 10)
     monkeypatch.setattr(arithmetic, "CHUNK", 1 << 14)  # the same for norms
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(1 << 18, generator=generator)
@@ -439,10 +569,10 @@ def test_a_step_with_sums_holds_little(tx, monkeypatch):
 
 def test_recordings_are_kept_while_hypers_stay(monkeypatch: pytest.MonkeyPatch):
     recorded = []
-    real = eager.record
+    real = pieces.record
     monkeypatch.setattr(eager, "SMALL", 8)
     monkeypatch.setattr(eager, "PIECE", 64)
-    monkeypatch.setattr(eager, "record", lambda *args: recorded.append(1) or real(*args))
+    monkeypatch.setattr(pieces, "record", lambda *args: recorded.append(1) or real(*args))
     ours, theirs = (torch.nn.Parameter(torch.ones(200, dtype=torch.float64)) for _ in range(2))
     lr = torch.tensor(0.1, dtype=torch.float64)
     optimizer = fo.StatefulOptimizer([ours], fo.adamw(), lr=lr)
@@ -467,18 +597,17 @@ def test_recordings_are_kept_while_hypers_stay(monkeypatch: pytest.MonkeyPatch):
         optimizer.set_hypers(lr=0.1 / (i + 1))
         optimizer.step()
     assert len(recorded) - before == 20
-    assert len(optimizer._step.tapes) <= eager.KEPT  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(optimizer._step.tapes) <= pieces.KEPT  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("make", [fo.adamw, fo.lamb])
 def test_a_recording_outlasts_the_norm_of_its_step(make: Any, monkeypatch: pytest.MonkeyPatch):
     recorded = []
-    for name in ("record", "record_with_sums"):
-        real = getattr(eager, name)
-        monkeypatch.setattr(eager, name, lambda *args, real=real: recorded.append(1) or real(*args))
+    for name in ("record", "record_by_rows"):
+        real = getattr(pieces, name)
+        monkeypatch.setattr(pieces, name, lambda *args, real=real: recorded.append(1) or real(*args))
     monkeypatch.setattr(eager, "SMALL", 8)
     monkeypatch.setattr(eager, "PIECE", 64)
-    monkeypatch.setattr(eager, "SAMPLES_OF_LEAF", (31, 17))
     tx = fo.chain(fo.clip_by_global_norm(0.5), make(0.1))
     params = {"w": torch.ones(200, dtype=torch.float64), "v": torch.ones(100, dtype=torch.float64)}
     own = {key: torch.nn.Parameter(p.clone()) for key, p in params.items()}
@@ -490,7 +619,8 @@ def test_a_recording_outlasts_the_norm_of_its_step(make: Any, monkeypatch: pytes
         optimizer.step()
         params, state = tx.update(grads, state, params)
         torch.testing.assert_close({key: p.detach() for key, p in own.items()}, params, rtol=1e-12, atol=1e-12)
-    assert len(recorded) == 1  # of two parameters and four steps
+    # of two parameters and four steps: where sums are taken one for each shape
+    assert len(recorded) == (1 if make is fo.adamw else 2)
 
 
 def test_a_norm_that_is_known_is_not_computed_again():

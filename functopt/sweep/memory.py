@@ -48,7 +48,7 @@ class _Counting(TorchDispatchMode):
         before = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in optree.tree_leaves(out):
-            storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
+            storage = leaf.untyped_storage() if isinstance(leaf, Tensor) and not leaf.is_meta else None
             if storage is not None and storage._cdata not in self._seen | before:
                 self._seen.add(storage._cdata)
                 self.alive += storage.nbytes()

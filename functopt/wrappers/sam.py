@@ -176,13 +176,15 @@ def sam(
         write = checked(at_once(optimizer.run)) if optimizer.writes else None
     else:
         transform, write = no_updates("sam"), checked(alternate)
-    return Transform(
+    tx = Transform(
         init,
         transform,
         write=write,
         hypers=merge_hypers((optimizer, adversary), "sam"),
         scopes=[*optimizer._scopes, *adversary._scopes, ("sam", "element")],
     )
+    tx.__dict__["_takes"] = frozenset({"grad_fn", "value_fn"} if opaque_mode else ())
+    return tx
 
 
 def _gradient(extras: Any) -> Callable[[Tree, int], Tree]:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import functopt as fo
-from functopt import eager
+from functopt import eager, pieces
 
 
 def sharded(mesh: Any = None) -> Any:
@@ -141,7 +141,7 @@ def main() -> None:
     refuse = lambda: fo.StatefulOptimizer(sharded().named_parameters(), fo.adamw(), compile=True)
     report["compiled"] = message_of(refuse)
     report["impossible"] = impossible()
-    eager.PIECE, eager.SMALL, eager.SAMPLE = 16, 8, 4
+    eager.PIECE, eager.SMALL, pieces.SAMPLE = 16, 8, 4
     for name in ("adamw", "clipped adamw", "lookahead", "clipped schedule"):
         report[f"{name} in slices"] = run(OPTIMIZERS[name]())
     dist.destroy_process_group()
