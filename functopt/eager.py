@@ -137,7 +137,7 @@ class EagerStep:
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor], elementwise: bool) -> list[Piece]:
         owner, by_key = self.owner, tree.unpack(state)
         in_rows, named = not elementwise and _is_plain(tx, but_for_masks=True), not _is_plain(tx)
-        flat = not named and not tx.links_beyond("element", "leaf")
+        flat = not tx.links_beyond("element", "leaf")
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
         stacks = [] if owner.packed or named else _alike(params)
@@ -163,8 +163,8 @@ class EagerStep:
                 size, whole = PIECE if param.device.type == "cpu" else ELSEWHERE, not is_sharded(param)
                 if elementwise and whole and param.ndim and param.is_contiguous():
                     pieces.append(Slices(owner, by_key, key, size))
-                elif in_rows and whole and _has_rows(param, flat=flat):
-                    pieces.append(Rows(owner, by_key, key, size, flat=flat, named=named))
+                elif in_rows and whole and _is_large(param) and (len(param) > 1 or (flat and not named)):
+                    pieces.append(Rows(owner, by_key, key, size, flat=flat and param.is_contiguous(), named=named))
                 else:
                     pieces.append(Whole(owner, by_key, [key]))
                 start += 1
@@ -192,10 +192,10 @@ def _is_plain(tx: Transform, *, but_for_masks: bool = False) -> bool:
     return all(map(is_plain, (*args, *(x for name, x in kwargs.items() if name not in aside))))
 
 
-def _has_rows(param: Tensor, *, flat: bool) -> bool:
-    """Tell whether a parameter is large enough to be cut, and can be: along its first axis, or anywhere if ``flat``."""
+def _is_large(param: Tensor) -> bool:
+    """Tell whether a parameter has axes, and is so large that it is cut if that can be done."""
     plain = param.device.type == "cpu" and not param.is_complex() and type(param.data) is Tensor
-    return plain and param.numel() > SMALL and param.ndim > 0 and (param.is_contiguous() if flat else len(param) > 1)
+    return plain and param.ndim > 0 and param.numel() > SMALL
 
 
 def _alike(params: Mapping[Key, Tensor]) -> list[list[Key]]:

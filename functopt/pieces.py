@@ -16,7 +16,7 @@ from functopt.numerics import accumulator_dtype
 from functopt.param_state import SHARED, entries, select
 from functopt.recording import record, record_by_rows
 from functopt.sharded import assign, storage
-from functopt.tape import Buffers, Tape
+from functopt.tape import Buffers, Program, Tape
 from functopt.tree import Tree
 
 __all__ = ["Gathered", "Piece", "Recordings", "Rows", "Slices", "Stack", "Step", "Whole", "pairs_of"]
@@ -186,49 +186,67 @@ class Rows:
         key: the parameter.
         size: entries of a slice.
         flat: whether the optimizer does not look at shapes, so that a slice may be any neighbouring entries.
-        named: whether the optimizer has to be told which parameter it is, as one with a mask.
+        named: whether the optimizer has to be told which parameter it is, and its shape, as one with a mask.
     """
 
     def __init__(self, owner: InPlace, state: Tree, key: Key, size: int, *, flat: bool, named: bool) -> None:
-        self.key, shape = key, owner.layout.shapes[owner.layout.positions[key]]
+        self.key, self.size, self.flat, self.name = key, size, flat, (key,) if named else ()
         self.whole = Whole(owner, state, [key])
-        self.shape = torch.Size([shape.numel()]) if flat else shape
         own = self.whole.state if named else _only(self.whole.state, key)
-        self.spec, self.name = optree.tree_structure(own), (key,) if named else ()
-        self.leaves = [leaf.view(self.shape) if leaf.shape == shape else leaf for leaf in tree.leaves(own)]
-        rows, length = max(1, size // self.shape[1:].numel()), self.shape[0]
-        self.slices = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
-        self.parts = [[leaf[at] if self._is_cut(leaf) else leaf for leaf in self.leaves] for at in self.slices]
+        self.shape = owner.layout.shapes[owner.layout.positions[key]]
+        self.spec, self.leaves = optree.tree_structure(own), tree.leaves(own)
+        self.kind = self.name, self.spec, *map(_about, self.leaves)
+        self._cut: dict[torch.Size, tuple[list[slice], list[list[Tensor]]]] = {}
 
-    def _is_cut(self, leaf: Tensor) -> bool:
-        return leaf.ndim == len(self.shape) and leaf.shape[0] == self.shape[0]
+    def _cut_to(self, shape: torch.Size) -> tuple[list[slice], list[list[Tensor]]]:
+        """Return slices, and the state of each."""
+        if shape not in self._cut:
+            rows, length = max(1, self.size // shape[1:].numel()), shape[0]
+            slices = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
+            leaves = [leaf.view(shape) if leaf.shape == self.shape else leaf for leaf in self.leaves]
+            parts = [[leaf[at] if _is_cut(leaf, shape) else leaf for leaf in leaves] for at in slices]
+            self._cut[shape] = slices, parts
+        return self._cut[shape]
 
     def __call__(self, step: Step) -> None:
         if self.key not in step.grads:
             return
-        param, grad = step.params[self.key].view(self.shape), step.grads[self.key].reshape(self.shape)
         values = {name: step.values.of(name, self.key) for name in step.values.by_name}
-        tape, names = None, ()
+        recording = None
         if all(not x.ndim if isinstance(x, Tensor) else _is_number(x) for x in step.extras.values()):
-            tape, _, names = step.recordings.find(self, step, values, [param, grad, *self.leaves])
-        if tape is None:
+            recording = step.recordings.find(self, step, values)
+        if recording is None or recording.tape is None:
             self.whole(step)
         else:
-            numbers = [_as_tensor(x) for x in (*step.extras.values(), *map(values.get, names))]
-            self._play(step, tape, param, grad, numbers)
+            self._play(step, recording.tape, recording.flat, recording.numbers(step, values))
 
-    def _play(self, step: Step, tape: Tape, param: Tensor, grad: Tensor, numbers: list[Tensor]) -> None:
-        memory = tape.start([param, grad, *self.leaves, *numbers])
+    def _play(self, step: Step, tape: Tape, flat: bool, numbers: list[Tensor]) -> None:
+        shape = torch.Size([self.shape.numel()]) if flat else self.shape
+        param, grad = step.params[self.key].view(shape), step.grads[self.key].reshape(shape)
+        slices, parts = self._cut_to(shape)
+        memory = tape.start([param, grad, *parts[0], *numbers])
         for number in range(tape.passes):
-            for at, leaves in zip(self.slices, self.parts, strict=True):
+            for at, leaves in zip(slices, parts, strict=True):
                 tape.play(memory, [param[at], grad[at], *leaves, *numbers], number, at)
             tape.finish(memory, number)
         for i, new in tape.common:
             old = self.leaves[i - 2]
             step.later[id(old)] = old, memory[new].clone()
 
-    def record(self, step: Step, values: dict[str, Any], names: Sequence[str], inputs: list[Tensor]) -> Tape | None:
-        """Record a step; inputs are parameter, gradient, state, extras and the hypers of these names."""
+    def record(
+        self, step: Step, values: dict[str, Any], names: Sequence[str], numbers: list[Tensor]
+    ) -> tuple[Program | None, bool]:
+        """Return what a step does, of which some hypers are inputs, and whether that is for vectors.
+
+        Args:
+            step: the step.
+            values: its hypers.
+            names: those that are inputs.
+            numbers: the extras and these.
+        """
+        shape = self.shape if self.name or not self.flat else torch.Size([self.shape.numel()])
+        view = lambda x: x.view(shape) if x.shape == self.shape else x
+        param, grad = step.params[self.key].view(shape), step.grads[self.key].reshape(shape)
 
         def run(given: list[Tensor]) -> list[Tensor]:
             param, grad, *rest = given
@@ -241,19 +259,27 @@ class Rows:
             new, state = step.tx.run(grad, state, param, hypers, **extras)
             return [*tree.leaves(new), given[1], *tree.leaves(state), *rest]
 
-        cut = {i for i, x in enumerate(inputs) if self._is_cut(x)}
-        tape = record_by_rows(run, inputs, cut)
-        if tape is not None:
-            tape.room = step.room
-        return tape
+        inputs = [param, grad, *map(view, self.leaves), *numbers]
+        program = record_by_rows(run, inputs, {i for i, x in enumerate(inputs) if _is_cut(x, shape)})
+        flat = program.flattened() if program is not None and self.flat else None
+        return (program, False) if flat is None else (flat, True)
+
+
+def _is_cut(leaf: Tensor, shape: torch.Size) -> bool:
+    return leaf.ndim == len(shape) and leaf.shape[0] == shape[0]
 
 
 class Recording(NamedTuple):
-    """The tape of a step, or None if there can be none, the hypers it holds for, and those that are inputs."""
+    """The tape of a step, or None if there can be none, whether it is for vectors, and the hypers it holds for."""
 
     tape: Tape | None
+    flat: bool
     fixed: dict[str, Any]
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # the hypers that are inputs
+
+    def numbers(self, step: Step, values: dict[str, Any]) -> list[Tensor]:
+        """Return the inputs after parameter, gradient and state."""
+        return [_as_tensor(x) for x in (*step.extras.values(), *map(values.get, self.names))]
 
 
 class Recordings:
@@ -264,13 +290,14 @@ class Recordings:
 
     def __init__(self) -> None:
         self._known: dict[Any, list[Recording]] = {}
+        self._tapes: list[tuple[Program, Tape]] = []
         self._varying: set[str] = set()
 
-    def find(self, piece: Rows, step: Step, values: dict[str, Any], inputs: list[Tensor]) -> Recording:
+    def find(self, piece: Rows, step: Step, values: dict[str, Any]) -> Recording:
         """Return the recording for a parameter like this one, with these hypers; make it if there has been none."""
-        about = lambda x: (x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x)
-        named = [*step.extras.items(), *values.items()]
-        kind = piece.name, piece.spec, *map(about, inputs), *((name, about(x)) for name, x in named)
+        tensors = step.params[piece.key], step.grads[piece.key]
+        named = (*step.extras.items(), *values.items())
+        kind = piece.kind, *map(_about, tensors), *[(name, _about(x)) for name, x in named]
         known = self._known.setdefault(kind, [])
         for recording in known:
             if all(same(values[name], value) for name, value in recording.fixed.items()):
@@ -280,11 +307,28 @@ class Recordings:
         is_input = lambda name, x: not x.ndim if isinstance(x, Tensor) else _is_number(x) and name in self._varying
         names = tuple(name for name, x in values.items() if is_input(name, x))
         fixed = {name: x for name, x in values.items() if name not in names}
-        numbers = [_as_tensor(x) for x in (*step.extras.values(), *map(values.get, names))]
-        tape = piece.record(step, values, names, [*inputs, *numbers])
-        known.append(Recording(tape, fixed if tape is not None else {}, names))
+        new = Recording(None, False, {}, names)
+        program, flat = piece.record(step, values, names, new.numbers(step, values))
+        if program is not None:
+            new = new._replace(tape=self._tape(program, step.room), flat=flat, fixed=fixed)
+        known.append(new)
         del known[:-KEPT]
-        return known[-1]
+        return new
+
+    def _tape(self, program: Program, room: Buffers) -> Tape:
+        """Return the tape of a program, the same for programs that differ in nothing but the number of rows."""
+        for known, tape in self._tapes:
+            if program.is_like(known):
+                return tape
+        tape = Tape(program)
+        tape.room = room
+        self._tapes.append((program, tape))
+        del self._tapes[: -KEPT * len(self._known)]
+        return tape
+
+
+def _about(x: Any) -> Any:
+    return (x.dtype, x.shape, x.device) if isinstance(x, Tensor) else type(x)
 
 
 def _is_number(x: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from functopt.folding import Noted
-from functopt.tape import REDUCTIONS, Tape, deterministic
+from functopt.tape import REDUCTIONS, Program, Tape, deterministic
 
 __all__ = ["record", "record_by_rows"]
 
@@ -124,9 +124,10 @@ def record(f: Callable[[], tuple[Any, Sequence[Tensor]]], inputs: Sequence[Tenso
         result, outputs = f()
     numbers = [recorder.number.get(id(out), -1) for out in outputs]
     known = {*range(recorder.inputs), *recorder.results}
-    return result, Tape(
-        recorder.ops, recorder.values, recorder.inputs, numbers
-    ) if recorder.playable and known.issuperset(numbers) else None
+    if not (recorder.playable and known.issuperset(numbers)):
+        return result, None
+    sliced = {i for i, value in enumerate(recorder.values) if isinstance(value, Tensor) and value.ndim}
+    return result, Tape(Program(recorder.ops, recorder.values, recorder.inputs, numbers, sliced))
 
 
 class _RowRecorder(TorchDispatchMode):
@@ -226,8 +227,8 @@ def _has_tensor(value: Any) -> bool:
 
 def record_by_rows(
     f: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor], sliced: AbstractSet[int]
-) -> Tape | None:
-    """Return a tape of a function that can be played in passes over slices along the first axis of its tensors.
+) -> Program | None:
+    """Return what a function does, if a tape of it can be played in passes over slices along the first axis.
 
     The function is run on tensors without data. It may do the same to every entry, or combine entries of a row, and
     take sums, means and extremes over all rows.
@@ -238,7 +239,7 @@ def record_by_rows(
         sliced: the numbers of those that are cut into slices, all of one length. At least one is.
 
     Returns:
-        The tape, or None if the function does something else, or needs to know values.
+        The program, or None if the function does something else, or needs to know values.
     """
     device = inputs[min(sliced)].device
     stand_ins = [torch.empty_like(x, device="meta", requires_grad=False) for x in inputs]
@@ -255,4 +256,4 @@ def record_by_rows(
     if not recorder.playable or -1 in numbers or not fits:
         return None
     real = lambda x: torch.empty((), dtype=x.dtype) if isinstance(x, Tensor) and x.is_meta and not x.ndim else x
-    return Tape(recorder.ops, [*map(real, recorder.values)], len(inputs), numbers, recorder.sliced)
+    return Program(recorder.ops, [*map(real, recorder.values)], len(inputs), numbers, recorder.sliced)

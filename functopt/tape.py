@@ -18,7 +18,7 @@ from torch import Tensor
 
 from functopt.folding import FOLDED, Noted, fold
 
-__all__ = ["REDUCTIONS", "Buffers", "Tape", "deterministic"]
+__all__ = ["REDUCTIONS", "Buffers", "Program", "Tape", "deterministic"]
 
 THIN = 3  # what is so many times smaller than the largest is kept from pass to pass
 
@@ -55,6 +55,52 @@ class Buffers:
         return self._known[key][:numel].view(shape)
 
 
+class Program(NamedTuple):
+    """What a function does.
+
+    Args:
+        noted: the operations, in the order in which they ran.
+        values: by their numbers, the inputs first, then what was computed and the constants. Of tensors that are no
+            constants only dtypes and shapes count.
+        inputs: how many of them are inputs.
+        outputs: for each input the number of what takes its place; itself if nothing does.
+        sliced: the numbers of what belongs to a slice.
+    """
+
+    noted: list[Noted]
+    values: list[Any]
+    inputs: int
+    outputs: Sequence[int]
+    sliced: AbstractSet[int]
+
+    def flattened(self) -> Program | None:
+        """Return the same for tensors as vectors; None if it is not the same, because axes matter."""
+        whole = self.values[min(self.sliced)].shape
+        for op in self.noted:
+            if not self.sliced.isdisjoint(op.args) and any(isinstance(self.values[i], list) for i in op.args):
+                return None
+        for i, x in enumerate(self.values):
+            if isinstance(x, Tensor) and x.shape != (whole if i in self.sliced else ()):
+                return None
+        flat = lambda i, x: torch.empty(whole.numel(), dtype=x.dtype, device="meta") if i in self.sliced else x
+        return self._replace(values=[flat(i, x) for i, x in enumerate(self.values)])
+
+    def is_like(self, other: Program) -> bool:
+        """Tell whether another program is the same, but for the number of rows."""
+        if self.noted != other.noted or self.outputs != other.outputs or self.sliced != other.sliced:
+            return False
+        made = {*range(self.inputs), *(op.result for op in self.noted)}
+
+        def is_same(i: int, x: Any, y: Any) -> bool:
+            if i in made:
+                skipped = int(i in self.sliced)
+                return x.dtype == y.dtype and x.shape[skipped:] == y.shape[skipped:]
+            return x is y or (type(x) is type(y) and not isinstance(x, Tensor) and x == y)
+
+        pairs = zip(self.values, other.values, strict=False)
+        return len(self.values) == len(other.values) and all(is_same(i, x, y) for i, (x, y) in enumerate(pairs))
+
+
 class Tape:
     """The operations of a function: those on slices, and those on what all slices have in common.
 
@@ -69,28 +115,16 @@ class Tape:
             tape.finish(memory, number)
 
     Args:
-        noted: the operations of the function, in the order in which they ran.
-        values: by their numbers, the inputs first, then what was computed and the constants.
-        inputs: how many of them are inputs.
-        outputs: for each input the number of what takes its place; itself if nothing does.
-        sliced: the numbers of what belongs to a slice; by default all that are not 0-d.
+        program: what the function does.
 
     Attributes:
         room: its buffers; tapes that are played one after the other may share them.
         common: of the inputs that all slices have in common, those that something takes the place of, with its number.
     """
 
-    def __init__(
-        self,
-        noted: list[Noted],
-        values: list[Any],
-        inputs: int,
-        outputs: Sequence[int],
-        sliced: AbstractSet[int] | None = None,
-    ) -> None:
+    def __init__(self, program: Program) -> None:
+        noted, values, inputs, outputs, sliced = program
         results = {op.result for op in noted}
-        if sliced is None:
-            sliced = {i for i, value in enumerate(values) if isinstance(value, Tensor) and value.ndim}
         self.memory: list[Any] = [None if i < inputs or i in results else x for i, x in enumerate(values)]
         self.sliced, self.room = sliced, Buffers()
         self._started: tuple[Any, list[Any]] = None, []  # for which 0-d inputs, and what was computed

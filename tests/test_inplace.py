@@ -551,3 +551,12 @@ def test_extras_that_nobody_takes_are_left_out(monkeypatch: pytest.MonkeyPatch):
         optimizer.step(closure)
     assert len(recorded) == 4
     assert None not in recorded
+
+
+def test_leaves_that_are_alike_under_a_mask_share_what_was_recorded(monkeypatch: pytest.MonkeyPatch):
+    optimizer, params, recorded = large(fo.adamw(weight_decay=0.1, mask=only_matrices), monkeypatch)
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    tapes = {id(r.tape) for known in optimizer._step.recordings._known.values() for r in known}
+    assert (len(recorded), len(tapes)) == (5, 2)  # those that decay, of whatever shape, and those that do not

@@ -17,7 +17,7 @@ from functopt import eager, pieces
 from functopt.folding import FOLDED
 from functopt.recording import record, record_by_rows
 from functopt.sweep.memory import _Counting
-from functopt.tape import Tape
+from functopt.tape import Program, Tape
 from functopt.tree import arithmetic
 
 Step = Callable[..., Any]
@@ -331,10 +331,11 @@ def by_rows(f: Step, inputs: list[Tensor], cut: int) -> Tape | None:
     before = [x.clone() for x in inputs]
     rows = inputs[0].shape[0]
     sliced = {i for i, x in enumerate(inputs) if x.ndim == inputs[0].ndim and x.shape[0] == rows}
-    tape = record_by_rows(lambda given: f(*given), inputs, sliced)
+    found = record_by_rows(lambda given: f(*given), inputs, sliced)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
-    if tape is None:
+    if found is None:
         return None
+    tape = Tape(found)
     memory = tape.start(inputs)
     for number in range(tape.passes):
         for start in range(0, rows, cut):
@@ -479,6 +480,45 @@ def test_a_square_matrix_is_cut_once():
     assert by_rows(lambda p, g, r, v: (p - g.sum(1), g, r, v), square(), 4) is None  # one of the rows
     assert by_rows(lambda p, g, r, v: (p - v, g, r, g.sum(0)), square(), 4) is not None
     assert by_rows(lambda p, g, r, v: (p - v, g, r, g.sum(1)), square(), 4) is None
+
+
+def program(f: Step, shape: tuple[int, ...]) -> Program:
+    ones = torch.ones(shape, dtype=torch.float64)
+    found = record_by_rows(lambda given: f(*given), [ones, ones.clone(), torch.tensor(1.0)], {0, 1})
+    assert found is not None
+    return found
+
+
+def test_what_does_not_look_at_axes_is_the_same_for_vectors():
+    f = lambda p, g, n: (p - 0.1 * g / g.square().sum().sqrt(), g, n + 1)
+    flat = program(f, (4, 6)).flattened()
+    assert flat is not None
+    assert flat.is_like(program(f, (24,)))
+    assert flat.is_like(program(f, (5,)))  # how many rows there are is not part of it
+    p, g = draw(0, 24, [torch.float64] * 2)
+    tape, inputs = Tape(flat), [p.clone(), g, torch.tensor(1.0)]
+    memory = tape.start(inputs)
+    for number in range(tape.passes):
+        for at in (slice(0, 10), slice(10, 24)):
+            tape.play(memory, [inputs[0][at], g[at], inputs[2]], number, at)
+        tape.finish(memory, number)
+    torch.testing.assert_close(inputs[0], p - 0.1 * g / g.norm(), rtol=1e-12, atol=1e-12)
+    for axes in (0, 1, (0, 1)):
+        assert program(lambda p, g, n, axes=axes: (p - g.sum(axes, keepdim=True), g, n), (4, 6)).flattened() is None
+    assert program(lambda p, g, n: (p - g.amax(1, keepdim=True), g, n), (4, 6)).flattened() is None
+    assert program(lambda p, g, n: (p - g.new_ones(1, 6), g, n), (4, 6)).flattened() is None
+
+
+def test_programs_that_are_alike():
+    f = lambda p, g, n: (p - 0.1 * g, g, n)
+    assert program(f, (4, 6)).is_like(program(f, (9, 6)))
+    assert not program(f, (4, 6)).is_like(program(f, (4, 7)))
+    assert not program(f, (4, 6)).is_like(program(lambda p, g, n: (p - 0.2 * g, g, n), (4, 6)))
+    assert not program(f, (4, 6)).is_like(program(lambda p, g, n: (p + 0.1 * g, g, n), (4, 6)))
+    assert not program(f, (4, 6)).is_like(program(lambda p, g, n: (g - 0.1 * p, g, n), (4, 6)))
+    assert not program(f, (4, 6)).is_like(program(lambda p, g, n: (p - 0.1 * g, g, n + 1), (4, 6)))
+    mean = lambda p, g, n: (p - g.mean(), g, n)  # the number of rows, as a number
+    assert not program(mean, (4, 6)).is_like(program(mean, (5, 6)))
 
 
 @settings(max_examples=60, deadline=None)
