@@ -52,9 +52,9 @@ class EagerStep:
     """Takes the steps of an :class:`InPlace`.
 
     Small parameters are gathered and done together, those of one shape if the optimizer needs their shape; large ones
-    alone, and if the optimizer is elementwise in slices that fit into the cache. What needs all gradients at once is
-    done before the rest if it comes first in a chain; of a link that needs no more of them than their norm, only that.
-    Otherwise everything is one piece.
+    alone, in slices if what is done to them can be cut: into any neighbouring entries, or along the first axis if rows
+    and columns matter. What needs all gradients at once is done before the rest if it comes first in a chain; of a link
+    that needs no more of them than their norm, only that. Otherwise everything is one piece.
     """
 
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor]) -> None:

@@ -97,7 +97,8 @@ class Slices:
     def __init__(self, owner: InPlace, state: Tree, key: Key, size: int) -> None:
         self.key, place = key, owner.layout.positions[key]
         self.shape, self.size = owner.layout.shapes[place], size
-        self.state = _only(select(state, owner.keys, {key}), key)
+        self.whole = Whole(owner, state, [key])
+        self.state = _only(self.whole.state, key)
         self.slices = self._cut(0)
         self.after_sample: list[_Cut] | None = None
 
@@ -112,6 +113,9 @@ class Slices:
 
     def __call__(self, step: Step) -> None:
         if self.key not in step.grads:
+            return
+        if not step.params[self.key].is_contiguous():  # any more
+            self.whole(step)
             return
         param, grad = step.params[self.key].view(-1), step.grads[self.key].reshape(-1)
         values = {name: step.values.of(name, self.key) for name in step.values.by_name}
@@ -215,7 +219,8 @@ class Rows:
         recording = None
         if all(not x.ndim if isinstance(x, Tensor) else _is_number(x) for x in step.extras.values()):
             recording = step.recordings.find(self, step, values)
-        if recording is None or recording.tape is None:
+        moved = recording is not None and recording.flat and not step.params[self.key].is_contiguous()
+        if recording is None or recording.tape is None or moved:
             self.whole(step)
         else:
             self._play(step, recording.tape, recording.flat, recording.numbers(step, values))
@@ -244,7 +249,8 @@ class Rows:
             names: those that are inputs.
             numbers: the extras and these.
         """
-        shape = self.shape if self.name or not self.flat else torch.Size([self.shape.numel()])
+        flat = self.flat and step.params[self.key].is_contiguous()
+        shape = torch.Size([self.shape.numel()]) if flat and not self.name else self.shape
         view = lambda x: x.view(shape) if x.shape == self.shape else x
         param, grad = step.params[self.key].view(shape), step.grads[self.key].reshape(shape)
 
@@ -261,8 +267,8 @@ class Rows:
 
         inputs = [param, grad, *map(view, self.leaves), *numbers]
         program = record_by_rows(run, inputs, {i for i, x in enumerate(inputs) if _is_cut(x, shape)})
-        flat = program.flattened() if program is not None and self.flat else None
-        return (program, False) if flat is None else (flat, True)
+        vectors = program.flattened() if program is not None and flat else None
+        return (program, False) if vectors is None else (vectors, True)
 
 
 def _is_cut(leaf: Tensor, shape: torch.Size) -> bool:
@@ -337,7 +343,8 @@ def _is_number(x: Any) -> bool:
 
 def _as_tensor(x: Any) -> Tensor:
     """Return a number as a tensor, as precise as it is."""
-    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None)
+    dtype = torch.float64 if isinstance(x, float) else torch.int64
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device="cpu")
 
 
 _NEW: Any = object()

@@ -255,5 +255,9 @@ def record_by_rows(
     )
     if not recorder.playable or -1 in numbers or not fits:
         return None
-    real = lambda x: torch.empty((), dtype=x.dtype) if isinstance(x, Tensor) and x.is_meta and not x.ndim else x
+
+    def real(x: Any) -> Any:  # a 0-d tensor may be folded into an operation as a number if it is where numbers are
+        stands_in = isinstance(x, Tensor) and x.is_meta and not x.ndim
+        return torch.empty((), dtype=x.dtype, device=device) if stands_in else x
+
     return Program(recorder.ops, [*map(real, recorder.values)], len(inputs), numbers, recorder.sliced)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functopt as fo
-from functopt import StatefulOptimizer, eager, pieces, tree
+from functopt import StatefulOptimizer, eager, optimizers, pieces, tree
 from functopt.param_state import select
+from functopt.sweep.memory import _Counting
+from functopt.tree import arithmetic
 
 COMPILE = {"backend": "aot_eager"}  # the graph and its donation; what inductor makes of it is tested in one place
 
@@ -560,3 +562,49 @@ def test_leaves_that_are_alike_under_a_mask_share_what_was_recorded(monkeypatch:
     optimizer.step()
     tapes = {id(r.tape) for known in optimizer._step.recordings._known.values() for r in known}
     assert (len(recorded), len(tapes)) == (5, 2)  # those that decay, of whatever shape, and those that do not
+
+
+@pytest.mark.parametrize("make", [fo.adamw, fo.lamb, fo.adafactor, lambda lr: fo.adamw(lr, mask=only_matrices)])
+def test_a_parameter_is_moved_to_another_layout(make: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eager, "PIECE", 64)
+    monkeypatch.setattr(eager, "SMALL", 8)
+    model, tx = nn.Conv2d(4, 6, 3).double(), make(0.1)
+    optimizer = StatefulOptimizer(model.named_parameters(), tx)
+    want = {key: param.detach().clone() for key, param in model.named_parameters()}
+    state = tx.init(want)
+    for step in range(4):
+        if step == 2:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            assert not model.weight.is_contiguous()
+        for key, param in model.named_parameters():
+            param.grad = want[key].cos() + step
+        optimizer.step()
+        want, state = tx.update({key: param.grad for key, param in model.named_parameters()}, state, want)
+    for key, param in model.named_parameters():
+        torch.testing.assert_close(param.detach(), want[key], rtol=1e-11, atol=1e-13)
+
+
+# Those that look at all parameters at once, and those that multiply matrices
+HOLDS_MORE = {"dadapt_adamw", "galore", "momo", "momo_adam", "muon", "noisy_sgd", "polyak_sgd", "prodigy"}
+NEEDS_MORE_THAN_GRADIENTS = {"dpsgd", "lbfgs", "nonlinear_cg", "sophia"}
+
+
+def test_eager_steps_hold_one_temporary_for_each_tensor_of_the_state(monkeypatch: pytest.MonkeyPatch):
+    for module, name, value in [(eager, "PIECE", 512), (eager, "SMALL", 16), (pieces, "SAMPLE", 256)]:
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(arithmetic, "CHUNK", 512)  # the same for norms
+    made = {name: getattr(fo, name) for name in optimizers.__all__ if name not in NEEDS_MORE_THAN_GRADIENTS}
+    more = set()
+    for name, make in made.items():
+        params = [nn.Parameter(torch.randn(shape)) for shape in ((128, 64), (64, 128))]
+        optimizer = StatefulOptimizer(params, make())
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.randn(param.shape)
+            with _Counting() as counting:
+                optimizer.step(value=torch.tensor(1.0))
+        state = sum(leaf.nbytes for leaf in optimizer._inner.entries().values())
+        if counting.most > max(params[0].nbytes, state) * 1.05:
+            more.add(name)
+    assert more == HOLDS_MORE
+    assert len(made) > 50
