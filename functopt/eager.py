@@ -16,6 +16,7 @@ from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import select
 from functopt.pieces import KEPT, Gathered, Piece, Recordings, Rows, Slices, Stack, Step, Whole, pairs_of
 from functopt.sharded import is_sharded, naming, storage
+from functopt.stacks import is_plain
 from functopt.tape import Buffers, Tape
 from functopt.tree import Tree
 
@@ -116,7 +117,7 @@ class EagerStep:
         """Tell whether the optimizer may use an extra."""
         if name not in self.used:
             tx = self.owner.tx
-            self.used[name] = not _is_plain(tx, but_for_masks=True) or takes_extra(tx, name)
+            self.used[name] = not is_plain(tx, but_for_masks=True) or takes_extra(tx, name)
         return self.used[name]
 
     def _piecewise(self, params: Mapping[Key, Tensor]) -> _Route:
@@ -136,7 +137,7 @@ class EagerStep:
 
     def _pieces(self, tx: Transform, state: Tree, params: Mapping[Key, Tensor], elementwise: bool) -> list[Piece]:
         owner, by_key = self.owner, tree.unpack(state)
-        in_rows, named = not elementwise and _is_plain(tx, but_for_masks=True), not _is_plain(tx)
+        in_rows, named = not elementwise and is_plain(tx, but_for_masks=True), not is_plain(tx)
         flat = not tx.links_beyond("element", "leaf")
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
@@ -169,27 +170,6 @@ class EagerStep:
                     pieces.append(Whole(owner, by_key, [key]))
                 start += 1
         return pieces
-
-
-_PLAIN, _MASKS = (float, int, str), ("mask", "freeze_mask", "param_labels")
-
-
-def _is_plain(tx: Transform, *, but_for_masks: bool = False) -> bool:
-    """Tell whether an optimizer is made of numbers alone: it does the same to a leaf without the tree around it.
-
-    A mask would have to be told which leaf it is, or its shape; any other function might be told anything.
-    """
-    if tx._call is None:
-        return False
-
-    def is_plain(x: Any) -> bool:
-        if but_for_masks and isinstance(x, (dict, list, tuple)):
-            return all(map(is_plain, x.values() if isinstance(x, dict) else x))
-        return _is_plain(x, but_for_masks=but_for_masks) if isinstance(x, Transform) else isinstance(x, _PLAIN)
-
-    _, args, kwargs = tx._call
-    aside = {*tx.hypers, *(_MASKS if but_for_masks else ())}
-    return all(map(is_plain, (*args, *(x for name, x in kwargs.items() if name not in aside))))
 
 
 def _is_large(param: Tensor) -> bool:

@@ -16,6 +16,7 @@ from functopt.compile import compile as compile_step
 from functopt.eager import EagerStep, shows_gaps
 from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import select
+from functopt.stacks import Stacks
 from functopt.tree import Tree
 
 __all__ = ["CompiledStep"]
@@ -26,10 +27,11 @@ class CompiledStep:
 
     If the optimizer can run packed, the parameters become views of a flat buffer, so that the number of kernels does
     not depend on their number; gradients are moved into another as they arrive. Whatever puts other memory in their
-    place (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else.
+    place (``zero_grad``, an assignment to ``.data`` or ``.grad``) costs a copy at the next step and nothing else. If
+    it needs the shapes of parameters, there is such a buffer for all of one shape, and kernels for each shape.
     Otherwise the graph works leaf by leaf, on the parameters where they are.
 
-    Packed, it is data which parameters have a gradient: only the first time that one has none compiles again. Where
+    In buffers, it is data which parameters have a gradient: only the first time that one has none compiles again. Where
     zeros in its place would show in a norm of all updates, such steps are not compiled; nor are those that search along
     a line by calling a closure.
     """
@@ -37,22 +39,29 @@ class CompiledStep:
     def __init__(self, owner: InPlace, params: Mapping[Key, Tensor], options: Mapping[str, Any]) -> None:
         self.owner = owner
         self.tx, state, _ = owner.at_step(Values({}, {}))
-        self.run = compile_step(_update(self.tx, owner), donate=(0, 1), **options)
         self.differing: set[str] = set()  # hypers that parameters have not always shared
         self.hooks: list[Any] = []
         self.with_gaps = EagerStep(owner, params) if owner.packed and shows_gaps(self.tx, state) else None
         self.eager = self.with_gaps
+        self.stacks = None if owner.packed else Stacks.of(owner, self.tx, state, params)
+        update = _update(self.tx, owner) if self.stacks is None else self.stacks.update
+        self.run = compile_step(update, donate=(0, 1), **options)
         if owner.packed:
             self.params = owner.layout.pack({key: param.detach() for key, param in params.items()})
             self.grads = owner.layout.zeros()
-            views = tree.unpack(self.params)
-            self.param_views: Mapping[Key, Tensor] = {key: _with_own_storage(view) for key, view in views.items()}
-            self.grad_views: Mapping[Key, Tensor] = tree.unpack(self.grads)
-            self.places = _places(self.param_views[key] for key in params)
-            self.grad_places = _places(self.grad_views[key] for key in params)
-            self._adopt(params)
-            me: weakref.ref[CompiledStep] = weakref.ref(self)
-            self.hooks = [p.register_post_accumulate_grad_hook(_Collect(me, key)) for key, p in params.items()]
+            self._put(params, tree.unpack(self.params), tree.unpack(self.grads))
+        elif self.stacks is not None:
+            self._put(params, self.stacks.param_views, self.stacks.grad_views)
+
+    def _put(self, params: Mapping[Key, Tensor], views: Mapping[Key, Tensor], grad_views: Mapping[Key, Tensor]) -> None:
+        """Make parameters, and from now on gradients, views of buffers."""
+        self.param_views = {key: _with_own_storage(view) for key, view in views.items()}
+        self.grad_views = grad_views
+        self.places = _places(self.param_views[key] for key in params)
+        self.grad_places = _places(self.grad_views[key] for key in params)
+        self._adopt(params)
+        me: weakref.ref[CompiledStep] = weakref.ref(self)
+        self.hooks = [p.register_post_accumulate_grad_hook(_Collect(me, key)) for key, p in params.items()]
 
     def __call__(self, params: Mapping[Key, Tensor], grads: Mapping[Key, Tensor], values: Values, extras: Any) -> None:
         """Take a step for the parameters that have a gradient."""
@@ -75,6 +84,12 @@ class CompiledStep:
             if len(grads) < len(params):
                 given = owner.layout.numbers({key: key in grads for key in params})
             self.run(self.params, state, self.grads, hypers, given, extras)
+        elif (stacks := self.stacks) is not None:
+            self._adopt(params)
+            self._collect(params, grads)
+            given = stacks.given(grads) if len(grads) < len(params) else ()
+            hypers = stacks.hypers(values, self.differing)
+            self.run(stacks.params, (stacks.states, stacks.shared), stacks.grads, hypers, given, extras)
         else:
             own = {key: params[key].detach() for key in grads}
             hypers = values.for_keys([*grads])

@@ -12,10 +12,10 @@ from torch import Tensor
 from functopt import tree
 from functopt.base import Transform
 from functopt.inplace import InPlace, Key, Values, same
-from functopt.numerics import accumulator_dtype
 from functopt.param_state import SHARED, entries, select
 from functopt.recording import record, record_by_rows
 from functopt.sharded import assign, storage
+from functopt.stacks import StateKind, of_one, stacked_numbers, step_on_stacks
 from functopt.tape import Buffers, Program, Tape
 from functopt.tree import Tree
 
@@ -98,7 +98,7 @@ class Slices:
         self.key, place = key, owner.layout.positions[key]
         self.shape, self.size = owner.layout.shapes[place], size
         self.whole = Whole(owner, state, [key])
-        self.state = _only(self.whole.state, key)
+        self.state = of_one(self.whole.state, key)
         self.slices = self._cut(0)
         self.after_sample: list[_Cut] | None = None
 
@@ -196,7 +196,7 @@ class Rows:
     def __init__(self, owner: InPlace, state: Tree, key: Key, size: int, *, flat: bool, named: bool) -> None:
         self.key, self.size, self.flat, self.name = key, size, flat, (key,) if named else ()
         self.whole = Whole(owner, state, [key])
-        own = self.whole.state if named else _only(self.whole.state, key)
+        own = self.whole.state if named else of_one(self.whole.state, key)
         self.shape = owner.layout.shapes[owner.layout.positions[key]]
         self.spec, self.leaves = optree.tree_structure(own), tree.leaves(own)
         self.kind = self.name, self.spec, *map(_about, self.leaves)
@@ -358,14 +358,6 @@ class _Cut(NamedTuple):
     leaves: list[Tensor]
 
 
-def _only(state: Tree, key: Key) -> Tree:
-    """Return the state of one parameter without the dicts by key around its entries."""
-    if isinstance(state, dict) and state.keys() == {key}:
-        return state[key]
-    parts = tree.children(state)
-    return tree.rebuild(state, [k for k, _ in parts], [_only(part, key) for _, part in parts]) if parts else state
-
-
 class Gathered:
     """Neighbouring small parameters, copied into a packed tree to be done together."""
 
@@ -418,10 +410,10 @@ class Stack:
     def __init__(self, owner: InPlace, state: Tree, keys: Sequence[Key], least: int) -> None:
         self.keys, self.least = keys, least
         self.alone = [Whole(owner, state, [key]) for key in keys]
-        own = [_only(piece.state, key) for piece, key in zip(self.alone, keys, strict=True)]
-        self.spec = optree.tree_structure(own[0])
+        own = [of_one(piece.state, key) for piece, key in zip(self.alone, keys, strict=True)]
         self.columns = [*zip(*map(tree.leaves, own), strict=True)]  # of every entry of the state those of all
-        self.shared = [id(column[0]) in self.alone[0].shared for column in self.columns]
+        shared = [id(column[0]) in self.alone[0].shared for column in self.columns]
+        self.kind = StateKind.of(own[0], [i if here else -1 for i, here in enumerate(shared)])
         self.together = True
 
     def __call__(self, step: Step) -> None:
@@ -434,39 +426,28 @@ class Stack:
         keys = [self.keys[i] for i in given]
         params = [step.params[key] for key in keys]
         columns = [[column[i] for i in given] for column in self.columns]
-        stack = lambda column, shared: column[0] if shared else torch.stack(column)
-        entries = [*map(stack, columns, self.shared)]
+        own_or_first = zip(columns, self.kind.shared, strict=True)
+        state = [torch.stack(column) if number < 0 else column[0] for column, number in own_or_first]
         hypers = step.values.for_keys(keys)
         by_key = {name: value for name, value in hypers.items() if isinstance(value, dict)}
         if any(tree.is_schedule(value) for values in by_key.values() for value in values.values()):
             return False  # read inside the optimizer, where schedules of several groups are no numbers yet
-        differing = {name: _numbers(values, params[0]) for name, values in by_key.items()}
-
-        def one(param: Tensor, grad: Tensor, entries: list[Tensor], own: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            state: Tree = optree.tree_unflatten(self.spec, entries)
-            new, state = step.tx.run(grad, state, param, {**hypers, **own}, **step.extras)
-            return new, *tree.leaves(state)
-
-        in_dims = (0, 0, [None if shared else 0 for shared in self.shared], dict.fromkeys(differing, 0))
-        inputs = torch.stack(params), torch.stack([step.grads[key] for key in keys]), entries, differing
+        differing = {name: stacked_numbers(values.values(), params[0]) for name, values in by_key.items()}
+        stack, grads = torch.stack(params), torch.stack([step.grads[key] for key in keys])
         try:
-            new, *entries = torch.func.vmap(one, in_dims)(*inputs)
+            [(new, state)] = step_on_stacks(
+                step.tx, [self.kind], [stack], [grads], [state], hypers, [differing], step.extras
+            )
         except RuntimeError:
             self.together = False
             return False
-        for column, entry, shared in zip(columns, entries, self.shared, strict=True):
-            if shared:
+        for column, entry, number in zip(columns, state, self.kind.shared, strict=True):
+            if number >= 0:
                 step.later[id(column[0])] = column[0], entry[0].clone()
             else:
                 _copy(column, [*entry.unbind()])
         _copy(params, [*new.unbind()])
         return True
-
-
-def _numbers(values: Mapping[Key, Any], like: Tensor) -> Tensor:
-    """Return one hyper of several parameters as one tensor."""
-    dtype = accumulator_dtype(like.dtype)
-    return torch.stack([torch.as_tensor(value, dtype=dtype, device=like.device) for value in values.values()])
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

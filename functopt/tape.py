@@ -181,11 +181,14 @@ class Tape:
         # mostly all parameters have the same bookkeeping; elsewhere than on the CPU one would have to wait for numbers
         known = self._repeatable and all(type(x) is Tensor and not x.ndim and x.device.type == "cpu" for x in common)
         at = [x.item() for x in common] if known else None
-        if at is None or at != self._started[0]:
+        if at is not None and at == self._started[0]:
+            memory = [*inputs, *self._started[1]]
+        else:
             memory = [*inputs, *self.memory[len(inputs) :]]
             self._passes[0].begin(memory)
-            self._started = at, memory[len(inputs) :]
-        return [*inputs, *self._started[1]]
+            self._started = at, memory[len(inputs) :] if known else []
+        self._passes[0].make_room(memory)
+        return memory
 
     def play(self, memory: list[Any], inputs: Sequence[Tensor], number: int = 0, at: slice = _ALL) -> None:
         """Do to a slice what was recorded; in the last pass its new values take the place of the old ones.
@@ -202,6 +205,7 @@ class Tape:
         """End a pass, when all slices have been played."""
         if number + 1 < self.passes:
             self._passes[number + 1].begin(memory)
+            self._passes[number + 1].make_room(memory)
 
 
 class _Pass:
@@ -226,11 +230,15 @@ class _Pass:
         memory += self.template[len(memory) :]
         for op in self.common_ops:
             memory[op.to] = op.call(*op.reads(memory), **op.kwargs)
-        for i in self.keeps:
-            shape, dtype = self.kinds[i]
-            memory[i] = torch.empty((len(memory[self.first]), *shape), dtype=dtype, device=memory[self.first].device)
         for i, _ in self.sums:
             memory[i] = None
+
+    def make_room(self, memory: list[Any]) -> None:
+        """Make room for what is kept until the last pass."""
+        one = memory[self.first]
+        for i in self.keeps:
+            shape, dtype = self.kinds[i]
+            memory[i] = torch.empty((len(one), *shape), dtype=dtype, device=one.device)
 
     def _number(self, compute: Callable[..., float], places: Sequence[int]) -> int:
         """Return the place of a number of Python's that is computed before, as which a factor is needed."""

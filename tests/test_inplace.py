@@ -597,14 +597,110 @@ def test_eager_steps_hold_one_temporary_for_each_tensor_of_the_state(monkeypatch
     more = set()
     for name, make in made.items():
         params = [nn.Parameter(torch.randn(shape)) for shape in ((128, 64), (64, 128))]
-        optimizer = StatefulOptimizer(params, make())
+        optimizer, counting = StatefulOptimizer(params, make()), _Counting()
         for _ in range(2):
             for param in params:
                 param.grad = torch.randn(param.shape)
-            with _Counting() as counting:
+            with counting:
                 optimizer.step(value=torch.tensor(1.0))
         state = sum(leaf.nbytes for leaf in optimizer._inner.entries().values())
         if counting.most > max(params[0].nbytes, state) * 1.05:
             more.add(name)
     assert more == HOLDS_MORE
     assert len(made) > 50
+
+
+# Compiled, where a rule needs shapes: parameters of one shape in a stack
+
+
+def stacked_pair(tx: fo.Transform) -> tuple[list[StatefulOptimizer], list[dict[str, nn.Parameter]]]:
+    """Return the compiled and the eager optimizer of the same parameters, in two groups that share shapes."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (4, 4), "b": (4, 4), "c": (6,), "d": (6,), "e": (), "f": (3, 2, 2), "g": (4, 4)}.items()
+    drawn = {key: torch.randn(shape, generator=generator, dtype=torch.float64) for key, shape in shapes}
+    both = [{key: nn.Parameter(leaf.clone()) for key, leaf in drawn.items()} for _ in range(2)]
+    groups = lambda params: [
+        {"params": [(key, params[key]) for key in "ac"], "lr": 0.05},
+        {"params": [(key, params[key]) for key in "bdefg"]},
+    ]
+    options = [COMPILE, False]
+    return [StatefulOptimizer(groups(p), tx, compile=c) for p, c in zip(both, options, strict=True)], both
+
+
+def give_gradients(both: list[dict[str, nn.Parameter]], seed: int, without: str = "") -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for key, param in both[0].items():
+        grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+        for params in both:
+            params[key].grad = None if key in without else grad.clone()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fo.adafactor(weight_decay=0.1),
+        lambda: fo.adafactor(form="optax", momentum=0.9, min_dim_size_to_factor=2),
+        lambda: fo.soap(precondition_frequency=2),
+        fo.sm3,
+    ],
+)
+def test_stacks_are_compiled_once_and_equal_the_eager_steps(make: Any):
+    from torch._dynamo.utils import counters
+
+    optimizers_, both = stacked_pair(make())
+    step = cast(Any, optimizers_[0]._step)
+    counters.clear()
+    for i, without in enumerate(["", "", "bd", "", "c", "gefabd", "", ""]):
+        give_gradients(both, i, without)
+        for optimizer in optimizers_:
+            optimizer.param_groups[1]["lr"] = 0.05 if i < 1 else 0.01 * i
+            optimizer.step()
+    for key, param in both[0].items():
+        torch.testing.assert_close(param, both[1][key], rtol=RTOL, atol=1e-13)
+        assert param.data_ptr() == step.param_views[key].data_ptr()
+    ours, theirs = (optimizer._inner.entries() for optimizer in optimizers_)
+    torch.testing.assert_close(ours, theirs, rtol=RTOL, atol=1e-12)
+    assert len(step.stacks.params) == 4
+    assert counters["stats"]["unique_graphs"] == 3  # one lr, several, and gaps
+
+
+def test_what_cannot_be_stacked_is_compiled_leaf_by_leaf():
+    chain = lambda **kwargs: fo.chain(by_rows(**kwargs), fo.ema(0.9), fo.scale_by_lr(0.1))
+    stacks = lambda tx: cast(Any, StatefulOptimizer(parameters().items(), tx, compile=COMPILE)._step).stacks
+    assert stacks(chain()) is not None
+    assert stacks(chain(looks=True)) is None
+    assert stacks(fo.muon()) is None  # which leaf is a matrix of the inside is a mask
+    assert stacks(fo.chain(fo.adafactor(), fo.clip_by_global_norm(1.0))) is None
+    assert stacks(fo.adamw()) is None  # packed
+
+
+def test_stacks_outlast_what_training_loops_do():
+    loop = Loop(fo.adafactor(1e-2))
+    loop.train(0, 2)
+    saved = loop.optimizers[0].state_dict()
+    other = net(seed=5).state_dict()
+    loop.both(lambda model, optimizer: model.load_state_dict(other))
+    loop.train(2, 4)
+    loop.both(lambda model, optimizer: optimizer.load_state_dict(saved))
+    loop.train(4, 6)
+
+    def replace(model: Any, optimizer: Any) -> None:
+        for p in model.parameters():
+            p.data = p.data.clone() * 0.9
+            p.grad = None
+
+    loop.both(replace)
+    loop.train(6, 7)
+    loop.models[0], loop.optimizers[0] = pickle.loads(pickle.dumps((loop.models[0], loop.optimizers[0])))
+    loop.train(7, 9)
+
+    def extend(model: Any, optimizer: Any) -> None:
+        model.add_module("3", nn.Linear(3, 3).double())
+        nn.init.eye_(model[3].weight)
+        nn.init.zeros_(model[3].bias)
+        optimizer.add_param_group({"params": [(f"3.{n}", p) for n, p in model[3].named_parameters()], "lr": 1e-3})
+
+    loop.both(extend)
+    loop.train(9, 11)
+    loop.both(lambda model, optimizer: (optimizer.clear_state(), optimizer.zero_grad()))
+    loop.train(11, 12)
