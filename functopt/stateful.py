@@ -45,8 +45,8 @@ class StatefulOptimizer(GroupControl, torch.optim.Optimizer):
 
     Eagerly it works piece by piece, so that little is held twice. With ``compile=True`` the step is one compiled graph
     in place, whatever the number of parameters: they lie in one flat buffer, and so do their gradients once they have
-    arrived. An optimizer with links that cannot run packed (see :func:`link <functopt.link>`) is compiled leaf by leaf
-    instead.
+    arrived. Where links cannot run packed (see :func:`link <functopt.link>`) but do each leaf by itself, by a rule made
+    of numbers, there is a buffer for the parameters of each shape; else the graph works leaf by leaf.
 
     Parameters may be sharded, as ``torch.distributed.fsdp.fully_shard`` does it (``DTensor`` s): their state is sharded
     like them, and norms are those of all processes together. A compiled step does not take them.
