@@ -20,7 +20,10 @@ ALL = alternatives(START, columns=True, chunk=True, threads=True)
 
 
 def test_what_there_is_to_try():
-    assert ALL == {"columns": [0, 8 * COLUMNS], "chunk": [256, 64], "threads": [2, 1]}
+    assert ALL == {"columns": [0, 8 * COLUMNS], "chunk": [256, 64, 16], "threads": [2, 1]}
+    assert alternatives(Plan(64, 1, 0), columns=False, chunk=True, threads=True) == {"chunk": [16, 4]}
+    assert alternatives(Plan(1000, 1, 0), columns=False, chunk=True, threads=True) == {"chunk": [250, 62, 15]}
+    assert alternatives(Plan(4096, 1, 0), columns=False, chunk=True, threads=True) == {"chunk": [1024, 256, 64, 16]}
     assert alternatives(START, columns=False, chunk=False, threads=False) == {}
     assert alternatives(Plan(32, 1, 0), columns=False, chunk=True, threads=True) == {}  # few members, one core
     assert alternatives(Plan(32, 2, 0), columns=False, chunk=True, threads=True) == {"threads": [1]}
@@ -31,11 +34,14 @@ def test_what_there_is_to_try():
     [
         (lambda plan: 1.0, START),
         (lambda plan: 0.97 if plan.chunk < 1024 else 1.0, START),  # too little to be sure
-        (lambda plan: plan.chunk, START._replace(chunk=64)),
+        (lambda plan: plan.chunk, START._replace(chunk=16)),
         (lambda plan: abs(plan.chunk - 256) + 1, START._replace(chunk=256)),
-        (lambda plan: {1024: 1.0, 256: 0.98, 64: 0.8}[plan.chunk], START._replace(chunk=64)),  # 256 is hardly faster
+        (
+            lambda plan: {1024: 1.0, 256: 0.98, 64: 0.8, 16: 0.9}[plan.chunk],
+            START._replace(chunk=64),
+        ),  # 256 is hardly faster
         (lambda plan: 1.0 + plan.threads, START._replace(threads=1)),
-        (lambda plan: plan.columns + plan.chunk, Plan(64, 4, 0)),
+        (lambda plan: plan.columns + plan.chunk, Plan(16, 4, 0)),
         (lambda plan: math.inf if plan.columns == 0 else 1 / plan.columns, START._replace(columns=8 * COLUMNS)),
         (lambda plan: 1.0 if plan == START else math.inf, START),  # nothing else works
     ],

@@ -19,6 +19,7 @@ COLUMNS = 2**18  # bytes that the columns of a convolution may take, see nn.batc
 ENOUGH = 0.95  # of the time of the plan so far, below which another one takes its place
 SECONDS = 0.15  # that a plan is watched for, at least
 CALLS = 4  # that are watched, at least
+LEAST = 8  # members at a time down to which that is tried, however many there are
 FEW = 64  # members from which on fewer at a time may be faster, as what they compute stays in the cache
 
 
@@ -36,7 +37,9 @@ def alternatives(plan: Plan, *, columns: bool, chunk: bool, threads: bool) -> di
     if columns:
         out["columns"] = [limit for limit in (0, COLUMNS, 8 * COLUMNS) if limit != plan.columns]
     if chunk and plan.chunk >= FEW:
-        out["chunk"] = [plan.chunk // 4, plan.chunk // 16]
+        # a few members of a convolutional network fill the cache: with 1,024, 16 at a time are faster than 256 and 64
+        quarters = [plan.chunk // 4**k for k in range(1, plan.chunk.bit_length())]
+        out["chunk"] = [size for k, size in enumerate(quarters) if k < 2 or size >= LEAST]
     if threads and plan.threads > 1:
         out["threads"] = sorted({plan.threads // 2, 1}, reverse=True)
     return out
