@@ -64,6 +64,15 @@ def test_seconds_for_each_member():
     assert seconds_each(lambda: torch.zeros(1 << 16).sum(), 8) > 0
 
 
+@pytest.mark.parametrize(("long", "count"), [(60.0, 2 + 4), (0.0, 2 + 2)])
+def test_of_long_calls_fewer_are_watched(long: float, count: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "LONG", long)
+    calls = []
+    seconds_each(lambda: calls.append(1), 1)
+    assert len(calls) == count
+
+
 def problem(convolution: bool) -> tuple[Any, Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -18,7 +18,8 @@ __all__ = ["COLUMNS", "Plan", "alternatives", "fastest", "has_convolution", "sec
 COLUMNS = 2**18  # bytes that the columns of a convolution may take, see nn.batched
 ENOUGH = 0.95  # of the time of the plan so far, below which another one takes its place
 SECONDS = 0.15  # that a plan is watched for, at least
-CALLS = 4  # that are watched, at least
+CALLS = 4  # that are watched, at least; two of long ones
+LONG = 2.0  # seconds of calls after which two are enough
 LEAST = 8  # members at a time down to which that is tried, however many there are
 FEW = 64  # members from which on fewer at a time may be faster, as what they compute stays in the cache
 
@@ -70,11 +71,13 @@ def seconds_each(call: Callable[[], Any], members: int) -> float:
     for _ in range(2):
         call()
     times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < CALLS or time.perf_counter() < end:
+    start, passed = time.perf_counter(), 0.0
+    while passed < SECONDS or len(times) < (CALLS if passed < LONG else 2):
         began = time.perf_counter()
         call()
-        times.append(time.perf_counter() - began)
+        ended = time.perf_counter()
+        times.append(ended - began)
+        passed = ended - start
     return sorted(times)[len(times) // 2] / members
 
 
