@@ -33,17 +33,14 @@ class Plan(NamedTuple):
 
 
 def alternatives(plan: Plan, *, columns: bool, chunk: bool, threads: bool) -> dict[str, Sequence[int]]:
-    """Return what else to try of each part of a plan, for the parts that may be chosen, in this order.
-
-    Members at a time first: the form of convolutions that suits 1,024 does not suit 16, and is slow to try.
-    """
+    """Return what else to try of each part of a plan, for the parts that may be chosen."""
     out: dict[str, Sequence[int]] = {}
+    if columns:
+        out["columns"] = [limit for limit in (0, COLUMNS, 8 * COLUMNS) if limit != plan.columns]
     if chunk and plan.chunk >= FEW:
         # a few members of a convolutional network fill the cache: with 1,024, 16 at a time are faster than 256 and 64
         quarters = [plan.chunk // 4**k for k in range(1, plan.chunk.bit_length())]
         out["chunk"] = [size for k, size in enumerate(quarters) if k < 2 or size >= LEAST]
-    if columns:
-        out["columns"] = [limit for limit in (0, COLUMNS, 8 * COLUMNS) if limit != plan.columns]
     if threads and plan.threads > 1:
         out["threads"] = sorted({plan.threads // 2, 1}, reverse=True)
     return out
