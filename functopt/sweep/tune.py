@@ -38,7 +38,7 @@ def alternatives(plan: Plan, *, columns: bool, chunk: bool, threads: bool) -> di
     if columns:
         out["columns"] = [limit for limit in (0, COLUMNS, 8 * COLUMNS) if limit != plan.columns]
     if chunk and plan.chunk >= FEW:
-        # a few members of a convolutional network fill the cache: with 1,024, 16 at a time are faster than 256 and 64
+        # a few members of a convolutional network fill the cache: of 64 and of 256, 16 at a time are the fastest
         quarters = [plan.chunk // 4**k for k in range(1, plan.chunk.bit_length())]
         out["chunk"] = [size for k, size in enumerate(quarters) if k < 2 or size >= LEAST]
     if threads and plan.threads > 1:
