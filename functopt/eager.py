@@ -16,7 +16,7 @@ from functopt.inplace import InPlace, Key, Values
 from functopt.param_state import select
 from functopt.pieces import KEPT, Gathered, Piece, Recordings, Rows, Slices, Stack, Step, Whole, pairs_of
 from functopt.sharded import is_sharded, naming, storage
-from functopt.stacks import is_plain
+from functopt.stacks import alike, is_plain
 from functopt.tape import Buffers, Tape
 from functopt.tree import Tree
 
@@ -141,7 +141,7 @@ class EagerStep:
         flat = not tx.links_beyond("element", "leaf")
         keys = {i: key for key, i in owner.layout.positions.items()}
         params = owner.here(params) if owner.on_shards else params
-        stacks = [] if owner.packed or named else _alike(params)
+        stacks = [] if owner.packed or named else _small_stacks(params)
         in_stacks = {key for stack in stacks for key in stack}
         pieces: list[Piece] = [Stack(owner, by_key, stack, FEW) for stack in stacks]
         for number, field in enumerate(owner.layout.fields):
@@ -178,12 +178,10 @@ def _is_large(param: Tensor) -> bool:
     return plain and param.ndim > 0 and param.numel() > SMALL
 
 
-def _alike(params: Mapping[Key, Tensor]) -> list[list[Key]]:
+def _small_stacks(params: Mapping[Key, Tensor]) -> list[list[Key]]:
     """Return the small parameters of one shape, so many at a time as fit into the cache."""
-    kinds: dict[Any, list[Key]] = {}
-    for key, param in params.items():
-        if param.numel() <= SMALL and not param.is_complex() and not is_sharded(param):
-            kinds.setdefault((param.shape, param.dtype, param.device), []).append(key)
+    small = lambda param: param.numel() <= SMALL and not param.is_complex() and not is_sharded(param)
+    kinds = alike({key: param for key, param in params.items() if small(param)})
     sizes = {kind: max(FEW, PIECE // max(1, kind[0].numel())) for kind in kinds}
     stacks = [keys[i : i + sizes[kind]] for kind, keys in kinds.items() for i in range(0, len(keys), sizes[kind])]
     return [stack for stack in stacks if len(stack) >= FEW]

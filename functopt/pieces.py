@@ -52,6 +52,7 @@ class Step(NamedTuple):
 
 
 def pairs_of(old: Tree, new: Tree) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the tensors of a tree that others take the place of, with these, by their identity."""
     both = zip(tree.leaves(old), tree.leaves(new), strict=True)
     return {id(a): (a, b) for a, b in both if a is not b}
 

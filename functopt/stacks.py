@@ -17,7 +17,7 @@ from functopt.numerics import accumulator_dtype
 from functopt.param_state import SHARED, entries, map_entries, select
 from functopt.tree import Tree
 
-__all__ = ["Stacks", "StateKind", "is_plain", "of_one", "stacked_numbers", "step_on_stacks"]
+__all__ = ["Stacks", "StateKind", "alike", "is_plain", "of_one", "stacked_numbers", "step_on_stacks"]
 
 
 class StateKind(NamedTuple):
@@ -128,7 +128,7 @@ class Stacks:
     """
 
     def __init__(self, owner: InPlace, tx: Transform, state: Tree, params: Mapping[Key, Tensor]) -> None:
-        self.tx, self.keys = tx, [*_alike(params).values()]
+        self.tx, self.keys = tx, [*alike(params).values()]
         self.params = [torch.stack([params[key].detach() for key in keys]) for keys in self.keys]
         self.grads = [torch.zeros_like(stack) for stack in self.params]
         self.param_views, self.grad_views = self._by_key(self.params), self._by_key(self.grads)
@@ -231,7 +231,8 @@ def _choose(given: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list
     return [torch.where(given.view(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs]
 
 
-def _alike(params: Mapping[Key, Tensor]) -> dict[Any, list[Key]]:
+def alike(params: Mapping[Key, Tensor]) -> dict[Any, list[Key]]:
+    """Return the parameters of each shape, dtype and device."""
     found: dict[Any, list[Key]] = {}
     for key, param in params.items():
         found.setdefault((param.shape, param.dtype, param.device), []).append(key)

@@ -259,6 +259,13 @@ def test_the_model_is_loaded_moved_and_replaced():
     loop.train(6, 8)
 
 
+def extend(model: Any, optimizer: Any) -> None:
+    model.add_module("3", nn.Linear(3, 3).double())
+    nn.init.eye_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    optimizer.add_param_group({"params": [(f"3.{n}", p) for n, p in model[3].named_parameters()], "lr": 1e-3})
+
+
 def test_the_optimizer_is_saved_loaded_copied_and_extended():
     loop = Loop()
     loop.train(0, 2)
@@ -270,12 +277,6 @@ def test_the_optimizer_is_saved_loaded_copied_and_extended():
     model, optimizer = pickle.loads(pickle.dumps((loop.models[0], loop.optimizers[0])))
     loop.models[0], loop.optimizers[0] = model, optimizer
     loop.train(6, 8)
-
-    def extend(model: Any, optimizer: Any) -> None:
-        model.add_module("3", nn.Linear(3, 3).double())
-        nn.init.eye_(model[3].weight)
-        nn.init.zeros_(model[3].bias)
-        optimizer.add_param_group({"params": [(f"3.{n}", p) for n, p in model[3].named_parameters()], "lr": 1e-3})
 
     loop.both(extend)
     loop.train(8, 10)
@@ -693,12 +694,6 @@ def test_stacks_outlast_what_training_loops_do():
     loop.train(6, 7)
     loop.models[0], loop.optimizers[0] = pickle.loads(pickle.dumps((loop.models[0], loop.optimizers[0])))
     loop.train(7, 9)
-
-    def extend(model: Any, optimizer: Any) -> None:
-        model.add_module("3", nn.Linear(3, 3).double())
-        nn.init.eye_(model[3].weight)
-        nn.init.zeros_(model[3].bias)
-        optimizer.add_param_group({"params": [(f"3.{n}", p) for n, p in model[3].named_parameters()], "lr": 1e-3})
 
     loop.both(extend)
     loop.train(9, 11)
